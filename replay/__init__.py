@@ -1,0 +1,1 @@
+"""Making bundles: capture from vLLM, live replay, replay in the simulator, and the command line."""

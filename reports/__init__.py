@@ -1,0 +1,1 @@
+"""Telling people: scorecard files, HTML, Markdown and JUnit."""

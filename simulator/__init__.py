@@ -1,0 +1,1 @@
+"""What would happen: a deployment of clusters, replicas, schedulers and operators, simulated."""

@@ -1,0 +1,1 @@
+"""What happened: bundles, workloads, metric definitions and the formats they come from."""

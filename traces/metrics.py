@@ -1,0 +1,116 @@
+"""Metric definitions, the same for measured and simulated bundles.
+
+The formulas are those of ``vllm bench serve`` (vllm/benchmarks/serve.py,
+``calculate_metrics``), in seconds:
+
+ttft   first_token - start                       every request with a first token
+e2e    finished - start                          every finished request
+tpot   (e2e - ttft) / (output_tokens - 1)        finished requests with >= 2 output tokens
+itl    gaps between successive tokens            pooled over requests
+queue  scheduled - start                         time before the first schedule (engine only)
+
+``start`` is ``arrival_s`` in an engine's bundle and ``sent_s`` in a client's, where it is
+what the client's stop-watch shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from traces.bundle import Bundle
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """Name, label and formula of a per-request metric; values are in seconds."""
+
+    name: str
+    label: str
+    formula: str
+
+
+METRICS: dict[str, MetricSpec] = {
+    m.name: m
+    for m in (
+        MetricSpec("ttft", "TTFT", "first_token - start"),
+        MetricSpec("tpot", "TPOT", "(e2e - ttft) / (output_tokens - 1), output_tokens >= 2"),
+        MetricSpec("itl", "ITL", "gaps between successive tokens of a request, pooled"),
+        MetricSpec("e2e", "E2EL", "finished - start"),
+        MetricSpec("queue", "Queue time", "scheduled - start"),
+    )
+}
+
+
+def column(requests: pa.Table, name: str) -> Floats:
+    """A numeric column as floats, NaN where null or absent; shape ``(n_requests,)``."""
+    if name not in requests.column_names:
+        return np.full(len(requests), np.nan)
+    return requests.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def request_metrics(bundle: Bundle) -> dict[str, Floats]:
+    """Per-request metrics of a bundle, in seconds, NaN where a request has none.
+
+    Returns ``{"ttft", "tpot", "e2e", "queue"}``, each ``(n_requests,)`` in table order.
+    """
+    requests = bundle.requests
+    start = column(requests, "arrival_s")
+    if bundle.manifest.vantage == "client":
+        sent = column(requests, "sent_s")
+        start = np.where(np.isnan(sent), start, sent)
+    ttft = column(requests, "first_token_s") - start
+    e2e = column(requests, "finished_s") - start
+    if "status" in requests.column_names:
+        finished = np.asarray(requests.column("status").to_pylist(), object) == "finished"
+        e2e = np.where(finished, e2e, np.nan)
+    tokens = column(requests, "output_tokens")
+    several = tokens >= 2
+    tpot = np.where(several, (e2e - ttft) / np.where(several, tokens - 1, 1), np.nan)
+    return {
+        "ttft": ttft,
+        "tpot": tpot,
+        "e2e": e2e,
+        "queue": column(requests, "scheduled_s") - start,
+    }
+
+
+def inter_token_latencies(bundle: Bundle) -> Floats:
+    """All gaps between successive tokens, pooled, in seconds; shape ``(n_gaps,)``.
+
+    From ``token_times_s`` in a client's bundle, else from the step ends of
+    ``step_requests``; empty where the bundle recorded neither. A step that emits n
+    tokens counts n - 1 zero gaps, as a stream does that carries them in one chunk.
+    """
+    requests = bundle.requests
+    if "token_times_s" in requests.column_names:
+        times = requests.column("token_times_s").combine_chunks()
+        flat = times.flatten().to_numpy()
+        owner = pc.list_parent_indices(times).to_numpy()
+        return np.diff(flat)[np.diff(owner) == 0]
+    if not ("step_requests" in bundle and "steps" in bundle):
+        return np.empty(0)
+    return _engine_gaps(bundle)
+
+
+def _engine_gaps(bundle: Bundle) -> Floats:
+    rows, steps = bundle.table("step_requests"), bundle.table("steps")
+    if "emitted_tokens" not in rows.column_names:
+        return np.empty(0)
+    keys = ["cluster", "replica", "step"]
+    joined = rows.select([*keys, "request_id", "emitted_tokens"]).join(
+        steps.select([*keys, "end_s"]), keys=keys
+    )
+    emitted = joined.column("emitted_tokens").to_numpy()
+    _, owner = np.unique(joined.column("request_id").to_numpy(), return_inverse=True)
+    end = joined.column("end_s").to_numpy()
+    order = np.lexsort((end, owner))
+    order = np.repeat(order, emitted[order])
+    gaps = np.diff(end[order])
+    return gaps[np.diff(owner[order]) == 0]

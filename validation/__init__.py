@@ -1,0 +1,1 @@
+"""Comparing bundles: pairing, errors, noise floor, coverage."""
