@@ -1,0 +1,1 @@
+"""KV memory: the block pool, prefix cache and block tables of one engine."""

@@ -1,0 +1,35 @@
+"""The scheduler's settings, and the rules that changed between vLLM versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Resolved settings of one engine's scheduler, under vLLM's names.
+
+    ``num_gpu_blocks`` counts the null block, as vLLM's does. ``windows`` has one entry
+    per KV group: its sliding window in tokens, or None for full attention.
+    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling.
+    """
+
+    num_gpu_blocks: int
+    block_size: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    scheduling_policy: str = "fcfs"
+    async_scheduling: bool = False
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    windows: tuple[int | None, ...] = (None,)
+
+    @property
+    def max_concurrent_batches(self) -> int:
+        """Batches that may be scheduled but not finished."""
+        return 2 if self.async_scheduling else 1

@@ -1,0 +1,75 @@
+"""A request as the scheduler sees it: lengths, progress and the blocks it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """Where a request stands in the scheduler."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2
+    FINISHED = 3
+    ABORTED = 4
+
+
+class Request:
+    """State of one request, after vLLM's ``v1.request.Request``.
+
+    ``[0, computed)`` of its ``tokens`` have KV (or will, once the steps in flight end);
+    ``tokens`` = prompt + output tokens known so far. Under asynchronous scheduling
+    ``placeholders`` counts tokens that are scheduled to be sampled but not known yet.
+    """
+
+    __slots__ = (
+        "arrival_ps", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
+        "first_scheduled_ps", "first_token_ps", "finished_ps", "hashes", "in_flight",
+        "index", "is_prefill", "max_tokens", "name", "output", "placeholders", "preemptions",
+        "priority", "prompt", "queued_ps", "replica", "stale", "status",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        index: int,
+        prompt: int,
+        max_tokens: int,
+        *,
+        name: str = "",
+        arrival_ps: int = 0,
+        priority: int = 0,
+        hashes: Sequence[int] = (),
+        groups: int = 1,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self.arrival_ps = arrival_ps
+        self.prompt = prompt
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.hashes = hashes  # one per full block of prompt + output
+        self.output = 0
+        self.computed = 0
+        self.placeholders = 0
+        self.in_flight = 0  # tokens scheduled in steps that have not ended
+        self.stale = 0  # of these, tokens scheduled before a preemption
+        self.is_prefill = False
+        self.preemptions = 0
+        self.status = Status.WAITING
+        self.blocks: list[list[int]] = [[] for _ in range(groups)]  # per KV group
+        self.cached_blocks = [0] * groups  # of these, blocks already offered to the prefix cache
+        self.boundary = 0  # shared prefix that a sliding-window group has not cached, tokens
+        self.cached_tokens = -1  # prefix hit at the first admission; -1 before it
+        self.replica = -1
+        self.queued_ps = self.first_scheduled_ps = self.first_token_ps = self.finished_ps = -1
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and known output tokens."""
+        return self.prompt + self.output
+
+    def order(self) -> tuple[int, int, str, int]:
+        """Sort key under the priority policy (vLLM's ``Request.__lt__``)."""
+        return (self.priority, self.arrival_ps, self.name, self.index)

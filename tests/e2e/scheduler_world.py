@@ -1,0 +1,186 @@
+"""Random worlds for schedulers: one loop drives vLLM's scheduler and ours side by side."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from simulator.scheduling import Request, SchedulerConfig
+from simulator.scheduling.reference import Batch, Scheduler
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of the world, with the tokens it will generate."""
+
+    name: str
+    at_step: int
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+    priority: int
+    arrival: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random world: a configuration and its arrivals."""
+
+    seed: int
+    config: SchedulerConfig
+    arrivals: tuple[Arrival, ...]
+
+
+@dataclass
+class Trace:
+    """What a scheduler decided, step by step, and what was seen on the way."""
+
+    steps: list[tuple[Any, ...]] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+
+
+class Side(Protocol):
+    """A scheduler under test; batches are opaque to the loop."""
+
+    def add(self, arrival: Arrival) -> None: ...
+    def has_requests(self) -> bool: ...
+    def schedule(self) -> tuple[Any, tuple[Any, ...], bool]: ...
+    def update(self, batch: Any) -> None: ...
+
+
+def random_case(seed: int, *, asynchronous: bool) -> Case:
+    """A world from a seed: the knobs that interact are drawn together."""
+    rng = random.Random(seed)
+    block = rng.choice([4, 8, 16])
+    requests = rng.randint(4, 24)
+    longest = rng.choice([24, 60, 150])
+    tight = rng.random() < 0.55
+    least = -(-(longest + 40) // block) + 2
+    windows = rng.choice([(None,)] * 8 + [(None, 24), (16,), (None, 16, 16)])
+    blocks = least * len(windows)
+    blocks += rng.randint(0, least) if tight else rng.randint(2, 6) * least
+    chunked = rng.random() < 0.75
+    budget = rng.choice([16, 32, 64, 256]) if chunked else longest + 40 + rng.choice([0, 40])
+    config = SchedulerConfig(
+        num_gpu_blocks=blocks,
+        block_size=block,
+        max_num_batched_tokens=budget,
+        max_num_seqs=rng.choice([2, 4, 8, 16]) if chunked else rng.choice([2, 4, 8]),
+        max_model_len=longest + 40,
+        enable_chunked_prefill=chunked,
+        enable_prefix_caching=rng.random() < 0.7,
+        long_prefill_token_threshold=rng.choice([0, 0, 8, 20]) if chunked else 0,
+        long_prefill_token_threshold_adaptive=rng.random() < 0.2,
+        scheduling_policy=rng.choice(["fcfs", "priority"]),
+        async_scheduling=asynchronous,
+        scheduler_reserve_full_isl=rng.random() < 0.7,
+        watermark=rng.choice([0.0, 0.0, 0.0, 0.05]),
+        windows=windows,
+    )
+    return Case(seed, config, tuple(_arrivals(rng, requests, longest)))
+
+
+def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
+    shared = [tuple(rng.randrange(1000) for _ in range(longest)) for _ in range(2)]
+    burst = rng.choice([1, 3, 8])
+    arrivals: list[Arrival] = []
+    step = 0
+    for i in range(requests):
+        length = rng.randint(1, longest)
+        prompt = tuple(rng.randrange(1000) for _ in range(length))
+        kind = rng.random()
+        if kind < 0.45:
+            keep = rng.randint(0, length)
+            prompt = rng.choice(shared)[:keep] + prompt[keep:]
+        elif kind < 0.6 and arrivals:
+            before = rng.choice(arrivals)  # the next turn of a conversation
+            prompt = (before.prompt + before.output + prompt)[:longest]
+        output = tuple(rng.randrange(1000) for _ in range(rng.randint(1, 40)))
+        arrivals.append(Arrival(f"r{i}", step, prompt, output, rng.randint(0, 2), i // 2))
+        if rng.random() < 1 / burst:
+            step += rng.randint(0, 6)
+    return arrivals
+
+
+def run(side: Side, case: Case, limit: int = 5000) -> Trace:
+    """Drive one scheduler through the world, as vLLM's engine loop does.
+
+    Synchronously, or with the depth-2 queue of ``step_with_batch_queue``.
+    """
+    trace = Trace()
+    pending = deque(case.arrivals)
+    queue: deque[Any] = deque()
+    depth = case.config.max_concurrent_batches
+    for turn in range(limit):
+        while pending and (pending[0].at_step <= turn or not (side.has_requests() or queue)):
+            side.add(pending.popleft())
+        if not side.has_requests() and not queue:
+            return trace
+        if side.has_requests():
+            batch, record, ran = side.schedule()
+            trace.steps.append(record)
+            queue.appendleft(batch)
+            if len(queue) < depth and (ran or side.has_requests()):
+                continue
+        side.update(queue.pop())
+    raise AssertionError(f"case {case.seed}: no end after {limit} turns")
+
+
+def chained(tokens: Sequence[int], block: int) -> list[int]:
+    """Chained 8-byte hashes of the full blocks of ``tokens``."""
+    digest, hashes = b"", []
+    for i in range(len(tokens) // block):
+        part = repr(tokens[i * block : (i + 1) * block]).encode()
+        digest = blake2b(digest + part, digest_size=8).digest()
+        hashes.append(int.from_bytes(digest, "big", signed=True))
+    return hashes
+
+
+class Ours:
+    """Our scheduler; ``make`` builds the reference or the fast one."""
+
+    def __init__(
+        self, config: SchedulerConfig, make: Callable[[SchedulerConfig], Scheduler] = Scheduler
+    ) -> None:
+        self.config = config
+        self.scheduler = make(config)
+        self.requests: list[Request] = []
+        self.seen: Counter[str] = Counter()
+
+    def add(self, arrival: Arrival) -> None:
+        request = Request(
+            len(self.requests), len(arrival.prompt), len(arrival.output), name=arrival.name,
+            arrival_ps=arrival.arrival, priority=arrival.priority,
+            hashes=chained(arrival.prompt + arrival.output, self.config.block_size),
+            groups=len(self.config.windows),
+        )  # fmt: skip
+        self.requests.append(request)
+        self.scheduler.add(request)
+
+    def has_requests(self) -> bool:
+        return self.scheduler.has_requests
+
+    def schedule(self) -> tuple[Batch, tuple[Any, ...], bool]:
+        before = {r.name: r.cached_tokens for r in self.requests}
+        batch = self.scheduler.schedule()
+        kv = self.scheduler.kv
+        kv.check(self.requests)
+        self.seen["prefix hit"] += any(
+            before[r.name] < 0 < r.cached_tokens for r in self.requests
+        )
+        self.seen["evicted cached block"] = kv.pool.evictions
+        self.seen["capped chunk"] = self.scheduler.capped_chunks
+        record = (
+            [(row.request.name, row.tokens) for row in batch.rows],
+            [r.name for r in batch.preempted],
+            kv.pool.free_blocks,
+            [r.name for r in self.scheduler.running],
+            len(self.scheduler.waiting),
+        )
+        return batch, record, batch.tokens > 0
+
+    def update(self, batch: Batch) -> None:
+        self.scheduler.update(batch)
