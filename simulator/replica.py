@@ -1,0 +1,171 @@
+"""One engine in time: when it schedules, how long its step runs, what it hands out.
+
+Synchronously (vLLM's ``EngineCore.step``)::
+
+    arrivals -> inbox        |<-host-><-forward->|<-gap->|
+    wake: drain, schedule ---^     update, tokens^       ^--- wake
+
+Asynchronously (``step_with_batch_queue``, depth 2) the host schedules step n + 1 while the
+device runs step n, so a request that arrives during step n first runs in step n + 2.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulator.scheduling.reference import Batch, Scheduler
+from simulator.scheduling.request import Request, Status
+from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes, shape_of
+from traces.errors import InvariantError
+
+NEVER = 1 << 62
+NOTHING = StepTimes(0, 0, 0)
+
+
+@dataclass(slots=True)
+class Step:
+    """A step in flight: its batch, its times in ps, and the queue as schedule() left it."""
+
+    batch: Batch
+    shape: BatchShape
+    times: StepTimes
+    start_ps: int
+    end_ps: int
+    running: int
+    waiting: int
+    free_blocks: int
+
+
+class Replica:
+    """A scheduler, its step-time model and its clock.
+
+    ``next_ps`` is the time of its next event; the loop calls ``advance`` at that time and
+    ``arrive`` in between. ``on_step(replica, step)`` is told when a step ends,
+    ``on_finish(request, now_ps)`` when a request does.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        scheduler: Scheduler,
+        model: StepTimeModel,
+        on_step: Callable[[Replica, Step], None],
+        on_finish: Callable[[Request, int], None],
+    ) -> None:
+        self.index = index
+        self.scheduler = scheduler
+        self.model = model
+        self.on_step = on_step
+        self.on_finish = on_finish
+        self.next_ps = NEVER
+        self.ending = False  # the next event is a step's end, else a wake-up
+        self.unfinished = 0
+        self.steps = 0
+        self._inbox: deque[tuple[int, Request]] = deque()
+        self._flight: deque[Step] = deque()
+        self._depth = scheduler.config.max_concurrent_batches
+        self._host_free_ps = 0
+        self._device_free_ps = 0
+        self._empty_in_a_row = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self.scheduler.running)
+
+    @property
+    def kv_usage(self) -> float:
+        pool = self.scheduler.kv.pool
+        return 1.0 - pool.free_blocks / (pool.blocks - 1)
+
+    def arrive(self, request: Request, now_ps: int) -> None:
+        """A request was sent here; it reaches the engine's input queue a little later."""
+        request.replica = self.index
+        self.unfinished += 1
+        at = now_ps + self.model.frontend_ps
+        self._inbox.append((at, request))
+        if not self._flight and not self.scheduler.has_requests:
+            self.next_ps = min(self.next_ps, max(at, self._host_free_ps))
+
+    def advance(self) -> None:
+        """Process the event at ``next_ps``."""
+        if self.ending:
+            self._end_step(self.next_ps)
+        else:
+            self._wake(self.next_ps)
+
+    def _wake(self, now: int) -> None:
+        while self._inbox and self._inbox[0][0] <= now:
+            request = self._inbox.popleft()[1]
+            request.queued_ps = now
+            self.scheduler.add(request)
+        if self.scheduler.has_requests:
+            ran = self._schedule(now)
+            if len(self._flight) < self._depth and (ran or self.scheduler.has_requests):
+                self.next_ps = self._host_free_ps  # room for one more batch: go on at once
+                return
+        if self._flight:
+            self.ending = True
+            self.next_ps = max(self._flight[0].end_ps, self._host_free_ps)
+        else:
+            self.next_ps = max(self._inbox[0][0], now) if self._inbox else NEVER
+
+    def _schedule(self, now: int) -> bool:
+        scheduler = self.scheduler
+        batch = scheduler.schedule()
+        while not batch.rows and batch.preempted:  # everything preempted: retry at once
+            batch = scheduler.schedule()
+        shape = shape_of(batch)
+        times = self.model.times(shape) if batch.rows else NOTHING
+        if self._depth == 1:
+            end = now + times.host + times.forward
+        else:
+            self._host_free_ps = now + times.host
+            end = max(self._host_free_ps, self._device_free_ps) + times.forward
+            self._device_free_ps = end
+        for row in batch.rows:
+            if row.request.first_scheduled_ps < 0:
+                row.request.first_scheduled_ps = now
+        self._flight.append(
+            Step(batch, shape, times, now, end, self.running, self.waiting,
+                 scheduler.kv.pool.free_blocks)
+        )  # fmt: skip
+        self._empty_in_a_row = 0 if batch.rows else self._empty_in_a_row + 1
+        if self._empty_in_a_row > self._depth + 2:
+            raise InvariantError(self._stuck(now))
+        return bool(batch.rows)
+
+    def _end_step(self, now: int) -> None:
+        step = self._flight.popleft()
+        self.ending = False
+        step.end_ps = now
+        if step.batch.rows:
+            self.on_step(self, step)
+            self.steps += 1
+        for request in self.scheduler.update(step.batch):
+            if request.output == 1:
+                request.first_token_ps = now
+            if request.status == Status.FINISHED:
+                request.finished_ps = now
+                self.unfinished -= 1
+                self.on_finish(request, now)
+        self._host_free_ps = now + step.times.gap
+        if self._flight or self.scheduler.has_requests:
+            self.next_ps = self._host_free_ps
+        elif self._inbox:
+            self.next_ps = max(self._inbox[0][0], self._host_free_ps)
+        else:
+            self.next_ps = NEVER
+
+    def _stuck(self, now: int) -> str:
+        first = self.scheduler.waiting.peek() if self.waiting else None
+        return (
+            f"replica {self.index} at {now} ps can schedule nothing: {self.running} running, "
+            f"{self.waiting} waiting (first: {first and first.name}, {first and first.tokens} "
+            f"tokens), {self.scheduler.kv.pool.free_blocks} free blocks"
+        )

@@ -1,0 +1,58 @@
+"""vLLM's choice of data-parallel rank, stale snapshots included.
+
+``DPLBAsyncMPClient.get_core_engine_for_request`` (v1/engine/core_client.py, 0.32.0): the
+front end knows its own unfinished requests exactly and the ranks' queues from a snapshot
+that the coordinator publishes at most every 100 ms, when something changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simulator.clock import PS_PER_S
+from simulator.routing.base import Load
+
+PUBLISH_INTERVAL_PS = PS_PER_S // 10
+
+
+class VllmDP:
+    """One API server (``client_count`` = 1)."""
+
+    def __init__(self) -> None:
+        self._start = 0
+        self._snapshot: list[tuple[int, int, float]] = []
+        self._sent_since: list[int] = []
+        self._published_ps = -PUBLISH_INTERVAL_PS
+        self._published: list[tuple[int, int, float]] = []
+
+    def observe(self, now_ps: int, replicas: Sequence[Load]) -> None:
+        due = self._published_ps + PUBLISH_INTERVAL_PS
+        if now_ps < due:
+            return
+        loads = [(r.waiting, r.running, r.kv_usage) for r in replicas]
+        if loads != self._published:
+            self._published_ps = now_ps
+            self._published = loads
+            self.publish(loads)
+
+    def publish(self, loads: Sequence[tuple[int, int, float]]) -> None:
+        """A snapshot of (waiting, running, kv usage) per rank reaches the front end."""
+        self._snapshot = list(loads)
+        self._sent_since = [0] * len(loads)
+
+    def choose(self, replicas: Sequence[Load]) -> int:
+        if len(self._snapshot) != len(replicas):
+            self.publish([(0, 0, 0.0)] * len(replicas))
+        best, best_score = 0, float("inf")
+        for i in range(len(replicas)):
+            rank = (self._start + i) % len(replicas)
+            waiting, running, kv_usage = self._snapshot[rank]
+            waiting += self._sent_since[rank]
+            score: float = max(replicas[rank].unfinished, waiting + running)
+            if waiting:
+                score += waiting * 6.0 * max(0.0, kv_usage - 0.5)
+            if score < best_score:
+                best, best_score = rank, score
+        self._sent_since[best] += 1
+        self._start = (self._start + 1) % len(replicas)
+        return best

@@ -1,0 +1,1 @@
+"""How long a step takes: models that map the shape of a batch to time."""

@@ -1,0 +1,285 @@
+"""Fit a step profile from captured steps: ``frontier fit B... --out P``.
+
+Each part of a step is regressed on its terms with non-negative coefficients and weights
+1 / prediction (noise grows with the step), iterated. At the solution the residuals sum to
+zero, so predicted busy time equals the measured one on the steps fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from simulator.deployment import parse_deployment
+from simulator.model import ModelSpec, model_from_config
+from simulator.step_time.base import BatchShape
+from simulator.step_time.fitted import RANGED, StepProfile
+from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
+from traces.bundle import Bundle, bundle_hash
+from traces.errors import TraceError
+
+Floats = npt.NDArray[np.float64]
+WARM_UP = "warmup-"
+ROUNDS = 8
+RESAMPLES = 100
+BLOCK_STEPS = 50
+
+
+@dataclass(slots=True)
+class Samples:
+    """Steps of one capture that can be fitted, one element per step.
+
+    ``forward_s``, ``host_s`` and ``gap_s`` are seconds, gap NaN where the engine idled;
+    ``start_s`` is when the step began.
+    """
+
+    shapes: list[BatchShape]
+    start_s: Floats
+    forward_s: Floats
+    host_s: Floats
+    gap_s: Floats
+    frontend_s: Floats  # one element per request that found the engine idle
+
+
+def samples_of(bundle: Bundle) -> Samples:
+    """Read the steps of a capture. Raises TraceError if it recorded none."""
+    for table in ("steps", "step_requests"):
+        if table not in bundle:
+            raise TraceError(f"{bundle.path}: no {table}.parquet: steps cannot be fitted")
+    parts = [_replica_samples(bundle, replica) for replica in _replicas(bundle)]
+    merged = {
+        f.name: np.concatenate([getattr(p, f.name) for p in parts])
+        for f in fields(Samples)
+        if f.name != "shapes"
+    }
+    samples = Samples([s for p in parts for s in p.shapes], **merged)
+    if not samples.shapes:
+        raise TraceError(f"{bundle.path}: no step to fit")
+    return samples
+
+
+def _replicas(bundle: Bundle) -> list[int]:
+    replicas: list[int] = pc.unique(bundle.table("steps").column("replica")).sort().to_pylist()
+    return replicas
+
+
+def _replica_samples(bundle: Bundle, replica: int) -> Samples:
+    def mine(table: pa.Table) -> pa.Table:
+        return table.filter(pc.equal(table.column("replica"), replica))
+
+    steps, rows = mine(bundle.table("steps")), mine(bundle.table("step_requests"))
+    requests = bundle.requests
+    names = rows.column("request_id")
+    where = pc.index_in(names, requests.column("request_id").combine_chunks())
+    queued = _column(requests, "queued_s")[where.to_numpy()]
+    number = steps.column("step").to_numpy()
+    index = np.searchsorted(number, rows.column("step").to_numpy())
+    shapes = shapes_of(rows, index, len(steps))
+    warm = np.zeros(len(steps), bool)
+    warm[index[pc.starts_with(names, WARM_UP).to_numpy()]] = True
+    if "dummy" in steps.column_names:
+        warm |= pc.fill_null(steps.column("dummy"), False).to_numpy()
+    start, end = steps.column("start_s").to_numpy(), steps.column("end_s").to_numpy()
+    forward, host = _parts(bundle, steps, start, end)
+    earliest = np.full(len(steps), np.inf)
+    np.minimum.at(earliest, index, queued)
+    busy = np.append(earliest[1:] <= end[:-1], False)
+    gap = np.where(busy, np.append(start[1:], np.nan) - end, np.nan)
+    keep = ~warm
+    return Samples(
+        [s for s, k in zip(shapes, keep, strict=True) if k],
+        start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
+        _frontend(requests, start, end),
+    )  # fmt: skip
+
+
+def _parts(bundle: Bundle, steps: pa.Table, start: Floats, end: Floats) -> tuple[Floats, Floats]:
+    """Split step times into forward and host, seconds."""
+    if (np.diff(start) > 0).all() and (start[1:] < end[:-1]).any():
+        # Steps overlap: the device's share is the time between completions.
+        device = end - np.maximum(start, np.append(-np.inf, end[:-1]))
+        return device, np.zeros(len(steps))
+    if "forward_s" not in steps.column_names:
+        return end - start, np.zeros(len(steps))
+    forward = np.minimum(_column(steps, "forward_s"), end - start)
+    forward = np.where(np.isnan(forward), end - start, forward)
+    return forward, end - start - forward
+
+
+def _frontend(requests: pa.Table, start: Floats, end: Floats) -> Floats:
+    """Arrival to queue of requests that arrived while no step ran, seconds."""
+    arrival, queued = _column(requests, "arrival_s"), _column(requests, "queued_s")
+    before = np.searchsorted(start, queued, side="right") - 1
+    idle = (before < 0) | (end[np.maximum(before, 0)] <= arrival)
+    delay = (queued - arrival)[idle]
+    return delay[np.isfinite(delay)]
+
+
+def shapes_of(rows: pa.Table, index: npt.NDArray[np.int64], steps: int) -> list[BatchShape]:
+    """Shape of each of ``steps`` steps from its rows; ``index`` is each row's step."""
+    q = rows.column("scheduled_tokens").to_numpy()
+    c = rows.column("computed_tokens").to_numpy()
+    emitted = _column(rows, "emitted_tokens") > 0
+    decode = q == 1
+
+    def total(values: npt.NDArray[np.generic]) -> list[int]:
+        sums = np.bincount(index, weights=values.astype(np.float64), minlength=steps)
+        return [int(v) for v in sums]
+
+    many = ~decode
+    columns = {
+        "tokens": total(q),
+        "rows": total(np.ones_like(q)),
+        "sampled": total(emitted),
+        "decodes": total(decode),
+        "decode_context": total(c * decode),
+        "prefill_tokens": total(q * many),
+        "prefill_context": total(c * many),
+        "prefill_pairs": total((q * c + q * (q + 1) // 2) * many),
+    }
+    return [
+        BatchShape(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _column(table: pa.Table, name: str) -> Floats:
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    values: Floats = table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
+
+
+def design(shapes: Sequence[BatchShape], terms: dict[str, Term]) -> Floats:
+    """Matrix of terms, ``(n_steps, n_terms)``."""
+    return np.array([[term(s) for term in terms.values()] for s in shapes], np.float64)
+
+
+def fit_part(matrix: Floats, seconds: Floats) -> Floats:
+    """Non-negative coefficients with weights 1 / prediction, ``(n_terms,)``, seconds a unit."""
+    from scipy.optimize import nnls
+
+    scale = np.maximum(matrix.max(axis=0), 1e-12)
+    predicted = np.full(len(seconds), max(float(seconds.mean()), 1e-9))
+    for _ in range(ROUNDS):
+        root = 1.0 / np.sqrt(np.maximum(predicted, 1e-3 * seconds.mean() + 1e-9))
+        solution, _ = nnls(matrix / scale * root[:, None], seconds * root, maxiter=10_000)
+        predicted = (matrix / scale) @ solution
+    coefficients: Floats = solution / scale
+    return coefficients
+
+
+def fit_profile(
+    bundles: Sequence[Bundle],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> StepProfile:
+    """Fit one profile from captures of one engine.
+
+    Raises TraceError if they recorded no steps, or are of different models or engines.
+    """
+    first = bundles[0]
+    model = _model_of(first)
+    for other in bundles[1:]:
+        if _model_of(other) != model:
+            raise TraceError(f"{other.path}: another model than {first.path}")
+        if other.manifest.engine_version != first.manifest.engine_version:
+            raise TraceError(f"{other.path}: another engine version than {first.path}")
+    progress("reading steps")
+    samples = [samples_of(b) for b in bundles]
+    forward, host = forward_terms(model.moe), HOST_TERMS
+    progress("fitting forward, host and gap")
+    parts = {
+        "forward": _fit_named(samples, "forward_s", forward),
+        "host": _fit_named(samples, "host_s", host),
+        "gap": _fit_named(samples, "gap_s", host),
+    }
+    shapes = [s for part in samples for s in part.shapes]
+    frontend = np.concatenate([s.frontend_s for s in samples])
+    deployment = parse_deployment(first.manifest.deployment, str(first.path))
+    return StepProfile(
+        model={f.name: getattr(model, f.name) for f in fields(ModelSpec)
+               if f.name in ("model_type", "layers", "hidden", "vocab")},
+        engine=first.manifest.engine,
+        engine_version=first.manifest.engine_version,
+        hardware=deployment.clusters[0].hardware,
+        forward=parts["forward"][0],
+        host=parts["host"][0],
+        gap=parts["gap"][0],
+        frontend_s=float(np.median(frontend)) if len(frontend) else 0.0,
+        ranges={n: [min(getattr(s, n) for s in shapes), max(getattr(s, n) for s in shapes)]
+                for n in RANGED},
+        fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
+        intervals={name: part[1] for name, part in parts.items()},
+        fit={name: part[2] for name, part in parts.items()},
+        warnings=[] if len(frontend) else ["no request found the engine idle: frontend_s is 0"],
+    )  # fmt: skip
+
+
+def _model_of(bundle: Bundle) -> ModelSpec:
+    config = bundle.model_config()
+    if config is None:
+        raise TraceError(f"{bundle.path}: no model config in the bundle")
+    return model_from_config(config, str(bundle.path))
+
+
+def _fit_named(
+    samples: Sequence[Samples], part: str, terms: dict[str, Term]
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
+    """Coefficients, their 95 % intervals and the error of one part, zero terms left out."""
+    seconds = np.concatenate([getattr(s, part) for s in samples])
+    matrix = design([s for part_ in samples for s in part_.shapes], terms)
+    known = np.isfinite(seconds)
+    seconds, matrix = seconds[known], matrix[known]
+    if not len(seconds) or seconds.max() <= 0:
+        return {"step": 0.0}, {}, {"steps": float(len(seconds))}
+    coefficients = fit_part(matrix, seconds)
+    draws = _resampled(matrix, seconds)
+    predicted = matrix @ coefficients
+    kept = [i for i, c in enumerate(coefficients) if c > 0]
+    names = list(terms)
+    intervals = {
+        names[i]: [float(v) for v in np.percentile(draws[:, i], [2.5, 97.5])] for i in kept
+    }
+    error = {
+        "steps": float(len(seconds)),
+        "mean_s": float(seconds.mean()),
+        "mape": float(np.mean(np.abs(predicted / seconds - 1)[seconds > 0])),
+        "total_error": float(predicted.sum() / seconds.sum() - 1),
+    }
+    return {names[i]: float(coefficients[i]) for i in kept}, intervals, error
+
+
+def _resampled(matrix: Floats, seconds: Floats) -> Floats:
+    """Coefficients refitted on resampled blocks of successive steps, ``(draws, n_terms)``."""
+    rng = np.random.default_rng(0)
+    blocks = np.array_split(np.arange(len(seconds)), max(1, len(seconds) // BLOCK_STEPS))
+    draws = []
+    for _ in range(RESAMPLES):
+        chosen = np.concatenate([blocks[i] for i in rng.integers(len(blocks), size=len(blocks))])
+        draws.append(fit_part(matrix[chosen], seconds[chosen]))
+    return np.array(draws)
+
+
+def profile_table(profile: StepProfile) -> str:
+    """The fit in a few lines: terms with their intervals, and what they explain."""
+    lines = [
+        f"{profile.engine} {profile.engine_version} on {profile.hardware}, "
+        f"frontend {profile.frontend_s * 1e3:.2f} ms, fitted on "
+        + ", ".join(f["name"] for f in profile.fitted_on)
+    ]
+    for part in ("forward", "host", "gap"):
+        fit = profile.fit[part]
+        shown = f"{fit.get('mean_s', 0) * 1e3:.3f} ms mean, MAPE {fit.get('mape', 0):.1%}"
+        lines.append(f"{part}: {shown} over {fit['steps']:.0f} steps")
+        for name, value in getattr(profile, part).items():
+            low, high = profile.intervals[part].get(name, [value, value])
+            lines.append(
+                f"  {name:<18} {value * 1e6:12.4f} us  [{low * 1e6:.4f}, {high * 1e6:.4f}]"
+            )
+    return "\n".join([*lines, *(f"warning: {w}" for w in profile.warnings)])

@@ -1,0 +1,114 @@
+"""A step-time model fitted from captured steps, and its profile on disk.
+
+step = host + forward, next start = end + gap; each part is a sum of non-negative
+coefficient x term (``terms.py``). The profile is data: ``profile.yaml`` says the terms,
+their coefficients and intervals, the range they were fitted on, and on which bundles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulator.clock import to_ps
+from simulator.model import ModelSpec
+from simulator.step_time.base import BatchShape, StepTimes
+from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
+from traces.errors import TraceError, nearest
+
+PROFILE = "profile.yaml"
+SCHEMA = 1
+RANGED = ("tokens", "rows", "decode_context", "prefill_pairs")
+
+
+@dataclass(slots=True)
+class StepProfile:
+    """Content of ``profile.yaml``; coefficients are seconds per unit of their term.
+
+    ``ranges`` holds the smallest and largest value of each ranged feature that was fitted;
+    ``fit`` what the fit achieved; ``fitted_on`` bundle hashes, so that no run is taken for
+    a hold-out that was fitted.
+    """
+
+    model: dict[str, Any]
+    engine: str
+    engine_version: str
+    hardware: str
+    forward: dict[str, float]
+    host: dict[str, float]
+    gap: dict[str, float]
+    frontend_s: float
+    ranges: dict[str, list[int]]
+    fitted_on: list[dict[str, str]]
+    intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    kind: str = "steps"
+    schema: int = SCHEMA
+
+
+def save_profile(profile: StepProfile, path: Path) -> None:
+    """Write ``path/profile.yaml``."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / PROFILE).write_text(yaml.safe_dump(asdict(profile), sort_keys=False, width=100))
+
+
+def load_profile(path: Path) -> StepProfile:
+    """Read ``path/profile.yaml``; raises TraceError."""
+    file = path / PROFILE
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except OSError:
+        raise TraceError(f"{path}: no {PROFILE} there; make one with frontier fit") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraceError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA or raw.get("kind") != "steps":
+        raise TraceError(f"{file}: not a step profile of schema {SCHEMA}")
+    known = {f.name for f in fields(StepProfile)}
+    for key in raw:
+        if key not in known:
+            raise TraceError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
+    try:
+        return StepProfile(**raw)
+    except TypeError as error:
+        raise TraceError(f"{file}: {str(error).split('() ')[-1]}") from None
+
+
+class FittedStepTime:
+    """Evaluates a profile for one model; the ``StepTimeModel`` of captured engines."""
+
+    def __init__(self, profile: StepProfile, model: ModelSpec) -> None:
+        known = forward_terms(model.moe)
+        self._forward = _bind(profile.forward, known)
+        self._host = _bind(profile.host, HOST_TERMS)
+        self._gap = _bind(profile.gap, HOST_TERMS)
+        self._ranges = [(name, *profile.ranges[name]) for name in RANGED]
+        self.frontend_ps = to_ps(profile.frontend_s)
+        self._steps = 0
+        self._outside = 0
+
+    def times(self, shape: BatchShape) -> StepTimes:
+        """Times of a step; a shape beyond the fitted range is extrapolated and counted."""
+        self._steps += 1
+        for name, _, high in self._ranges:
+            if getattr(shape, name) > high:
+                self._outside += 1
+                break
+        return StepTimes(
+            to_ps(sum(c * term(shape) for c, term in self._forward)),
+            to_ps(sum(c * term(shape) for c, term in self._host)),
+            to_ps(sum(c * term(shape) for c, term in self._gap)),
+        )
+
+    def coverage(self) -> dict[str, int]:
+        return {"steps": self._steps, "extrapolated": self._outside}
+
+
+def _bind(coefficients: dict[str, float], known: dict[str, Term]) -> list[tuple[float, Term]]:
+    for name in coefficients:
+        if name not in known:
+            raise TraceError(f"profile: unknown term {name!r}{nearest(name, known)}")
+    return [(value, known[name]) for name, value in coefficients.items()]
