@@ -80,8 +80,8 @@ class Replica:
 
     @property
     def kv_usage(self) -> float:
-        pool = self.scheduler.kv.pool
-        return 1.0 - pool.free_blocks / (pool.blocks - 1)
+        kv = self.scheduler.kv
+        return 1.0 - kv.free_blocks / (kv.blocks - 1)
 
     def arrive(self, request: Request, now_ps: int) -> None:
         """A request was sent here; it reaches the engine's input queue a little later."""
@@ -118,10 +118,10 @@ class Replica:
     def _schedule(self, now: int) -> bool:
         scheduler = self.scheduler
         batch = scheduler.schedule()
-        while not batch.rows and batch.preempted:  # everything preempted: retry at once
+        while not batch.tokens and batch.preempted:  # everything preempted: retry at once
             batch = scheduler.schedule()
         shape = shape_of(batch)
-        times = self.model.times(shape) if batch.rows else NOTHING
+        times = self.model.times(shape) if batch.tokens else NOTHING
         if self._depth == 1:
             end = now + times.host + times.forward
         else:
@@ -133,22 +133,22 @@ class Replica:
                 row.request.first_scheduled_ps = now
         self._flight.append(
             Step(batch, shape, times, now, end, self.running, self.waiting,
-                 scheduler.kv.pool.free_blocks)
+                 scheduler.kv.free_blocks)
         )  # fmt: skip
-        self._empty_in_a_row = 0 if batch.rows else self._empty_in_a_row + 1
+        self._empty_in_a_row = 0 if batch.tokens else self._empty_in_a_row + 1
         if self._empty_in_a_row > self._depth + 2:
             raise InvariantError(self._stuck(now))
-        return bool(batch.rows)
+        return batch.tokens > 0
 
     def _end_step(self, now: int) -> None:
         step = self._flight.popleft()
         self.ending = False
         step.end_ps = now
-        if step.batch.rows:
+        if step.batch.tokens:
             self.on_step(self, step)
             self.steps += 1
         for request in self.scheduler.update(step.batch):
-            if request.output == 1:
+            if request.first_token_ps < 0:
                 request.first_token_ps = now
             if request.status == Status.FINISHED:
                 request.finished_ps = now
@@ -167,5 +167,5 @@ class Replica:
         return (
             f"replica {self.index} at {now} ps can schedule nothing: {self.running} running, "
             f"{self.waiting} waiting (first: {first and first.name}, {first and first.tokens} "
-            f"tokens), {self.scheduler.kv.pool.free_blocks} free blocks"
+            f"tokens), {self.scheduler.kv.free_blocks} free blocks"
         )

@@ -45,6 +45,21 @@ class KVManager:
             kinds.setdefault(window, []).append(i)
         self._kinds = sorted(kinds.items(), key=lambda kind: kind[0] is not None)
 
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that can be handed out."""
+        return self.pool.free_blocks
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the pool, the null block included."""
+        return self.pool.blocks
+
+    @property
+    def evictions(self) -> int:
+        """Cached blocks that were handed out anew."""
+        return self.pool.evictions
+
     def longest_hit(self, request: Request) -> tuple[Hit, int, int]:
         """Longest prefix of the request in the cache.
 

@@ -8,8 +8,10 @@ then waiting ones until the budget, the seats or the KV blocks run out. Mirrors
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from simulator.kv.base import KV
 from simulator.kv.manager import KVManager
 from simulator.scheduling import create_policy
 from simulator.scheduling.config import SchedulerConfig
@@ -29,11 +31,22 @@ class Row:
 
 @dataclass(slots=True)
 class Batch:
-    """What one step runs."""
+    """What one step runs.
+
+    An ``implicit`` batch is the fast scheduler's: its ``decodes`` rows of one token, whose
+    computed tokens sum to ``context``, are counted and not listed; ``first`` and ``last``
+    are the requests that get their first and last token at its end.
+    """
 
     rows: list[Row] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
     tokens: int = 0
+    implicit: bool = False
+    decodes: int = 0
+    context: int = 0
+    clock: int = 0
+    first: list[Request] = field(default_factory=list)
+    last: list[Request] = field(default_factory=list)
 
     def add(self, request: Request, tokens: int) -> None:
         """Append a row for ``request`` at its current progress."""
@@ -45,7 +58,7 @@ class Scheduler:
     """One engine's scheduler; drive it with ``add``, ``schedule`` and ``update``.
 
     ``schedule`` returns the batch of the next step, ``update`` applies the end of the
-    oldest step in flight and returns the requests that got a token.
+    oldest step in flight and returns the requests that got their first or last token.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -53,7 +66,12 @@ class Scheduler:
         self.policy = create_policy(config.scheduling_policy)
         self.waiting = self.policy.queue()
         self.running: list[Request] = []
-        self.kv = KVManager(
+        self.kv: KV = self._make_kv()
+        self.capped_chunks = 0
+
+    def _make_kv(self) -> KV:
+        config = self.config
+        return KVManager(
             config.num_gpu_blocks,
             config.block_size,
             config.windows,
@@ -62,7 +80,6 @@ class Scheduler:
             max_model_len=config.max_model_len,
             watermark=config.watermark,
         )
-        self.capped_chunks = 0
 
     def add(self, request: Request) -> None:
         """A request enters the waiting queue."""
@@ -85,8 +102,11 @@ class Scheduler:
         return batch
 
     def update(self, batch: Batch) -> list[Request]:
-        """The batch's step ended: hand out its tokens, free what finished."""
-        emitted = []
+        """The batch's step ended: hand out its tokens, free what finished.
+
+        Returns the requests that got their first or last token.
+        """
+        events = []
         for row in batch.rows:
             request = row.request
             request.in_flight -= row.tokens
@@ -96,11 +116,13 @@ class Scheduler:
             if request.status >= Status.FINISHED or not row.emits:
                 continue
             self._append_token(request, stale=row.stale)
-            emitted.append(request)
             if request.output >= request.max_tokens:
                 self._finish(request)
+                events.append(request)
+            elif request.output == 1:
+                events.append(request)
         self.running = [r for r in self.running if r.status == Status.RUNNING]
-        return emitted
+        return events
 
     def abort(self, request: Request) -> None:
         """The client went away."""
@@ -110,6 +132,10 @@ class Scheduler:
             self.waiting.remove(request)
         request.status = Status.ABORTED
         self.kv.free(request)
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise InvariantError unless the KV blocks held by ``requests`` add up."""
+        self.kv.check(requests)
 
     def _long_prefill_threshold(self) -> int:
         config = self.config

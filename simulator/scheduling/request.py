@@ -25,10 +25,11 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_ps", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
-        "first_scheduled_ps", "first_token_ps", "finished_ps", "hashes", "in_flight",
-        "index", "is_prefill", "max_tokens", "name", "output", "placeholders", "preemptions",
-        "priority", "prompt", "queued_ps", "replica", "stale", "status",
+        "arrival_ps", "base", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
+        "finished_ps", "first_scheduled_ps", "first_token_ps", "hashes", "held", "in_flight",
+        "index", "is_prefill", "joined", "max_tokens", "name", "output", "placeholders",
+        "preemptions", "priority", "prompt", "queued_ps", "replica", "seat", "shared", "stale",
+        "status",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Request:
         arrival_ps: int = 0,
         priority: int = 0,
         hashes: Sequence[int] = (),
+        shared: int | None = None,
         groups: int = 1,
     ) -> None:
         self.index = index
@@ -50,6 +52,8 @@ class Request:
         self.max_tokens = max_tokens
         self.priority = priority
         self.hashes = hashes  # one per full block of prompt + output
+        # Of these, the leading ones that another request may have too; all, if not said.
+        self.shared = len(hashes) if shared is None else shared
         self.output = 0
         self.computed = 0
         self.placeholders = 0
@@ -60,6 +64,10 @@ class Request:
         self.status = Status.WAITING
         self.blocks: list[list[int]] = [[] for _ in range(groups)]  # per KV group
         self.cached_blocks = [0] * groups  # of these, blocks already offered to the prefix cache
+        self.held = 0  # blocks held, where blocks are only counted
+        # The fast scheduler's: a decode's computed = base + clock since the clock ``joined``;
+        # ``seat`` orders running requests by admission.
+        self.base = self.joined = self.seat = 0
         self.boundary = 0  # shared prefix that a sliding-window group has not cached, tokens
         self.cached_tokens = -1  # prefix hit at the first admission; -1 before it
         self.replica = -1

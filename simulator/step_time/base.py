@@ -27,8 +27,11 @@ class BatchShape:
 
 
 def shape_of(batch: Batch) -> BatchShape:
-    """Shape of a batch, O(rows)."""
-    shape = BatchShape(tokens=batch.tokens, rows=len(batch.rows))
+    """Shape of a batch, O(rows listed)."""
+    shape = BatchShape(
+        tokens=batch.tokens, rows=len(batch.rows) + batch.decodes, sampled=batch.decodes,
+        decodes=batch.decodes, decode_context=batch.context if batch.decodes else 0,
+    )  # fmt: skip
     for row in batch.rows:
         shape.sampled += row.emits
         if row.tokens == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -139,22 +139,32 @@ def chained(tokens: Sequence[int], block: int) -> list[int]:
     return hashes
 
 
+def sharing(case: Case) -> Counter[int]:
+    """How many requests of the world have each block hash."""
+    return Counter(
+        h for a in case.arrivals for h in chained(a.prompt + a.output, case.config.block_size)
+    )
+
+
 class Ours:
     """Our scheduler; ``make`` builds the reference or the fast one."""
 
     def __init__(
-        self, config: SchedulerConfig, make: Callable[[SchedulerConfig], Scheduler] = Scheduler
+        self, config: SchedulerConfig, make: Callable[[SchedulerConfig], Scheduler] = Scheduler,
+        shared: Mapping[int, int] | None = None,
     ) -> None:
         self.config = config
         self.scheduler = make(config)
+        self.shared = shared or {}
         self.requests: list[Request] = []
         self.seen: Counter[str] = Counter()
 
     def add(self, arrival: Arrival) -> None:
+        hashes = chained(arrival.prompt + arrival.output, self.config.block_size)
         request = Request(
             len(self.requests), len(arrival.prompt), len(arrival.output), name=arrival.name,
-            arrival_ps=arrival.arrival, priority=arrival.priority,
-            hashes=chained(arrival.prompt + arrival.output, self.config.block_size),
+            arrival_ps=arrival.arrival, priority=arrival.priority, hashes=hashes,
+            shared=sum(self.shared.get(h, 2) > 1 for h in hashes),
             groups=len(self.config.windows),
         )  # fmt: skip
         self.requests.append(request)
@@ -167,16 +177,16 @@ class Ours:
         before = {r.name: r.cached_tokens for r in self.requests}
         batch = self.scheduler.schedule()
         kv = self.scheduler.kv
-        kv.check(self.requests)
+        self.scheduler.check(self.requests)
         self.seen["prefix hit"] += any(
             before[r.name] < 0 < r.cached_tokens for r in self.requests
         )
-        self.seen["evicted cached block"] = kv.pool.evictions
+        self.seen["evicted cached block"] = kv.evictions
         self.seen["capped chunk"] = self.scheduler.capped_chunks
         record = (
             [(row.request.name, row.tokens) for row in batch.rows],
             [r.name for r in batch.preempted],
-            kv.pool.free_blocks,
+            kv.free_blocks,
             [r.name for r in self.scheduler.running],
             len(self.scheduler.waiting),
         )
