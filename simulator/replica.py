@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from simulator.scheduling.reference import Batch, Scheduler
 from simulator.scheduling.request import Request, Status
 from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes, shape_of
-from traces.errors import InvariantError
+from traces.errors import ConfigError, InvariantError
 
 NEVER = 1 << 62
+MAX_PREEMPTIONS = 900
 NOTHING = StepTimes(0, 0, 0)
 
 
@@ -118,8 +119,14 @@ class Replica:
     def _schedule(self, now: int) -> bool:
         scheduler = self.scheduler
         batch = scheduler.schedule()
-        while not batch.tokens and batch.preempted:  # everything preempted: retry at once
-            batch = scheduler.schedule()
+        for request in batch.preempted:
+            if request.preemptions > MAX_PREEMPTIONS:
+                raise ConfigError(
+                    f"request {request.name!r} was preempted {MAX_PREEMPTIONS} times: with "
+                    f"{scheduler.kv.blocks - 1} KV blocks requests evict each other for ever"
+                )
+        if not batch.tokens and batch.preempted:  # everything preempted: retry at once
+            return self._schedule(now)
         shape = shape_of(batch)
         times = self.model.times(shape) if batch.tokens else NOTHING
         if self._depth == 1:

