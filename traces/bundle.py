@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from traces.check import table_faults
+from traces.digest import batches_of, new_hash, table_digest, text_digest
 from traces.errors import TraceError, nearest
 from traces.schema import KINDS, SCHEMA_VERSION, TABLES, VANTAGES
 
@@ -51,10 +52,17 @@ class Manifest:
 class Bundle:
     """A bundle opened for reading; tables are read and checked when first asked for."""
 
-    def __init__(self, path: Path, manifest: Manifest, data: dict[str, pa.Table]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        data: dict[str, pa.Table],
+        skip: Collection[str] = (),
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._data = data
+        self._skip = frozenset(skip)
 
     def __contains__(self, table: str) -> bool:
         return table in self._data or (self.path / TABLES[table].file).is_file()
@@ -70,8 +78,19 @@ class Bundle:
         Raises TraceError if it is absent or unsound.
         """
         if name not in self._data:
-            self._data[name] = _read_table(self.path, name)
+            self._data[name] = _read_table(self.path, name, self._skip)
         return self._data[name]
+
+    def table_hash(self, name: str) -> str:
+        """Hex digest of a table's rows; what was not read, or not whole, is streamed."""
+        table = TABLES[name]
+        whole = name in self._data and self._skip.isdisjoint(table.by_name)
+        source = self._data[name] if whole else self.path / table.file
+        try:
+            return table_digest(table, batches_of(source))
+        except (pa.ArrowException, OSError) as error:
+            what = str(error).splitlines()[0]
+            raise TraceError(f"{self.path / table.file}: not readable: {what}") from None
 
     @property
     def tables(self) -> list[str]:
@@ -79,12 +98,47 @@ class Bundle:
         return [name for name in TABLES if name in self]
 
     def model_config(self) -> dict[str, Any] | None:
-        """The HF config.json shipped inside the bundle, if any."""
+        """The HF config.json shipped inside the bundle, if any. Raises TraceError."""
         model = self.manifest.deployment.get("model")
         if not isinstance(model, str):
             return None
         file = inside(self.path, model)
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except ValueError as error:
+            raise TraceError(f"{file}: not JSON: {error}") from None
+
+
+def bundle_hash(bundle: Bundle) -> str:
+    """Hex digest of what a bundle says: manifest, model and tables, not how it is stored.
+
+    The command, the notes and the place of the model file are left out: they do not change
+    what was measured. Equal for a bundle, its rewritten copy and the spool it came from.
+    Raises TraceError.
+    """
+    content = asdict(bundle.manifest)
+    for key in ("command", "notes"):
+        content.pop(key)
+    content["deployment"] = {k: v for k, v in content["deployment"].items() if k != "model"}
+    return text_digest(
+        {
+            "manifest": content,
+            "model": bundle.model_config(),
+            "tables": {name: bundle.table_hash(name) for name in bundle.tables},
+        }
+    )
+
+
+def content_hash(file: Path) -> str:
+    """Hex digest of a file's bytes. Raises TraceError if it cannot be read."""
+    digest = new_hash()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise TraceError(f"{file}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -101,8 +155,11 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file() or (path / SPOOL).is_dir()
 
 
-def read_bundle(path: str | Path, *, eager: bool = True) -> Bundle:
+def read_bundle(path: str | Path, *, eager: bool = True, skip: Collection[str] = ()) -> Bundle:
     """Open a bundle; with ``eager`` read and check every table and report all faults at once.
+
+    Optional columns named in ``skip`` are neither read nor checked: large bundles are read
+    for their times by leaving out ``block_hashes``.
 
     A directory that holds only the spool of a killed capture is read up to its last
     complete row (``manifest.notes['spool']`` says so). Raises TraceError.
@@ -115,7 +172,7 @@ def read_bundle(path: str | Path, *, eager: bool = True) -> Bundle:
 
         return read_spool(path)
     manifest = _read_manifest(path)
-    bundle = Bundle(path, manifest, {})
+    bundle = Bundle(path, manifest, {}, skip)
     faults: list[str] = []
     for name in ["requests", *(t for t in bundle.tables if t != "requests")] if eager else []:
         try:
@@ -158,12 +215,13 @@ def _read_manifest(path: Path) -> Manifest:
     return Manifest(**raw)
 
 
-def _read_table(path: Path, name: str) -> pa.Table:
+def _read_table(path: Path, name: str, skip: frozenset[str]) -> pa.Table:
     table, file = TABLES[name], path / TABLES[name].file
     if not file.is_file():
         raise TraceError(f"{file}: missing")
     try:
-        data = pq.read_table(file, memory_map=True)
+        kept = [c for c in pq.read_schema(file).names if c not in skip] if skip else None
+        data = pq.read_table(file, columns=kept, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{file}: not readable as parquet: {str(error).splitlines()[0]}") from None
     faults = table_faults(table, data, str(file))

@@ -70,7 +70,7 @@ def _column_faults(column: Column, values: pa.ChunkedArray, file: str) -> Iterat
             rows = np.zeros(len(values), bool)
             rows[parents[bad]] = True
             yield from _rows(file, where, rows, f"holds what is not a number{_at_least(column)}")
-        elif column.type == "list[float]":
+        elif column.type == "list[float]" and column.unit == "s":
             back = (np.diff(flat.to_numpy()) < 0) & (np.diff(parents) == 0)
             rows = np.zeros(len(values), bool)
             rows[parents[1:][back]] = True

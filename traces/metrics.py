@@ -52,7 +52,8 @@ def column(requests: pa.Table, name: str) -> Floats:
     """A numeric column as floats, NaN where null or absent; shape ``(n_requests,)``."""
     if name not in requests.column_names:
         return np.full(len(requests), np.nan)
-    return requests.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values: Floats = requests.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
 
 
 def request_metrics(bundle: Bundle) -> dict[str, Floats]:
@@ -84,16 +85,17 @@ def request_metrics(bundle: Bundle) -> dict[str, Floats]:
 def inter_token_latencies(bundle: Bundle) -> Floats:
     """All gaps between successive tokens, pooled, in seconds; shape ``(n_gaps,)``.
 
-    From ``token_times_s`` in a client's bundle, else from the step ends of
-    ``step_requests``; empty where the bundle recorded neither. A step that emits n
-    tokens counts n - 1 zero gaps, as a stream does that carries them in one chunk.
+    In the order of the tokens that end them, whichever request they belong to. From
+    ``token_times_s`` in a client's bundle, else from the step ends of ``step_requests``;
+    empty where the bundle recorded neither. A step that emits n tokens counts n - 1 zero
+    gaps, as a stream does that carries them in one chunk.
     """
     requests = bundle.requests
     if "token_times_s" in requests.column_names:
         times = requests.column("token_times_s").combine_chunks()
         flat = times.flatten().to_numpy()
         owner = pc.list_parent_indices(times).to_numpy()
-        return np.diff(flat)[np.diff(owner) == 0]
+        return _gaps(flat, owner)
     if not ("step_requests" in bundle and "steps" in bundle):
         return np.empty(0)
     return _engine_gaps(bundle)
@@ -107,10 +109,16 @@ def _engine_gaps(bundle: Bundle) -> Floats:
     joined = rows.select([*keys, "request_id", "emitted_tokens"]).join(
         steps.select([*keys, "end_s"]), keys=keys
     )
-    emitted = joined.column("emitted_tokens").to_numpy()
-    _, owner = np.unique(joined.column("request_id").to_numpy(), return_inverse=True)
-    end = joined.column("end_s").to_numpy()
+    emitted = pc.fill_null(joined.column("emitted_tokens"), 0).to_numpy()
+    ids = joined.column("request_id").combine_chunks().dictionary_encode()
+    owner, end = ids.indices.to_numpy(), joined.column("end_s").to_numpy()
     order = np.lexsort((end, owner))
     order = np.repeat(order, emitted[order])
-    gaps = np.diff(end[order])
-    return gaps[np.diff(owner[order]) == 0]
+    return _gaps(end[order], owner[order])
+
+
+def _gaps(times: Floats, owner: npt.NDArray[np.integer]) -> Floats:
+    """Gaps within each owner's run of ``times``, in the order of their later ends."""
+    same = np.diff(owner) == 0
+    gaps: Floats = np.diff(times)[same]
+    return gaps[np.argsort(times[1:][same], kind="stable")]

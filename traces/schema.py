@@ -274,7 +274,26 @@ TRANSFERS = Table(
     ordered=(("start_s", "end_s"),),
 )
 
+ROUTING = Table(
+    name="routing",
+    row="choice of a replica",
+    key=("request_id",),
+    columns=(
+        Column("request_id", "str", "-", "external id", required=True),
+        _time("time_s", "the choice was made", required=True),
+        _CLUSTER,
+        Column("replica", "int", "-", "the scheduler chosen", required=True),
+        Column("client", "int", "-", "front-end process that chose, from 0"),
+        Column("clients", "int", "-", "front-end processes"),
+        Column("start_index", "int", "-", "replica at which the scan started"),
+        Column("in_flight", "list[int]", "requests", "this client's unfinished, per replica"),
+        Column("waiting", "list[int]", "requests", "waiting as last published, per replica"),
+        Column("running", "list[int]", "requests", "running as last published, per replica"),
+        Column("kv_usage_frac", "list[float]", "1", "KV in use as last published, per replica"),
+    ),
+)
+
 TABLES: dict[str, Table] = {
     t.name: t
-    for t in (REQUESTS, STEPS, STEP_REQUESTS, KERNELS, EXPERTS, SPANS, TRANSFERS)
+    for t in (REQUESTS, STEPS, STEP_REQUESTS, KERNELS, EXPERTS, SPANS, TRANSFERS, ROUTING)
 }
