@@ -1,0 +1,121 @@
+"""``frontier capture``: run a vLLM server with the hooks in it, leave a bundle when it stops."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from replay.command import hook_environment, hooked_command, name_vllm
+from traces.bundle import SPOOL, Bundle, claim_directory
+from traces.errors import CaptureError
+from traces.spool import spool_to_bundle
+
+ORPHANS_S = 10.0  # how long what the server left behind may take to end
+_PR_SET_PDEATHSIG = 1
+
+
+def run_capture(command: Sequence[str], out: Path) -> Bundle:
+    """Run ``command`` (``vllm serve ...``) to its end and return what it did as a bundle.
+
+    Output passes through. SIGINT and SIGTERM are handed to the server, which stops in good
+    order; a second one kills it. Raises CaptureError if the server fails, after keeping what
+    was captured, and TraceError if ``out`` cannot be written.
+    """
+    hooked = hooked_command(command)
+    claim_directory(out)
+    spool = out / SPOOL
+    spool.mkdir()
+    (spool / "capture.0.jsonl").write_text(json.dumps({"command": list(command)}) + "\n")
+    stopped_by: list[int] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, **hook_environment(spool.absolute(), os.environ)}
+        extra = name_vllm(hooked, Path(scratch), environment)
+        environment["PYTHONPATH"] += os.pathsep + str(extra)
+        code = _run(hooked, environment, stopped_by)
+    bundle = _close(out, code)
+    if code != 0 and not stopped_by:
+        raise CaptureError(f"the server ended with {_cause(code)}; {_kept(out, bundle)}")
+    if bundle is None:
+        raise CaptureError(f"stopped before an engine had started; {_kept(out, bundle)}")
+    return bundle
+
+
+def _run(command: list[str], environment: dict[str, str], stopped_by: list[int]) -> int:
+    """Run the server in a process group of its own, pass signals on, return its exit code."""
+    try:
+        server = subprocess.Popen(
+            command, env=environment, start_new_session=True, preexec_fn=_die_with_parent
+        )
+    except OSError as error:
+        raise CaptureError(f"cannot run {command[0]}: {error.strerror}") from None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped_by.append(number)
+        if len(stopped_by) == 1:
+            print("frontier: stopping the server; once more to kill it", file=sys.stderr)
+            server.send_signal(number)
+        else:
+            _kill_group(server.pid, signal.SIGKILL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = server.wait()
+        _end_group(server.pid)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code
+
+
+def _die_with_parent() -> None:
+    """Have the kernel stop the server when the capture is killed, or it would serve on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_group(group: int) -> None:
+    """End what the server left behind, so that nothing writes to the spool any more."""
+    deadline_s = time.monotonic() + ORPHANS_S
+    while _kill_group(group, signal.SIGTERM) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    _kill_group(group, signal.SIGKILL)
+
+
+def _kill_group(group: int, number: int) -> bool:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _close(out: Path, code: int) -> Bundle | None:
+    """Make the bundle; without any engine in the spool leave nothing behind."""
+    if not any((out / SPOOL).glob("engine.*.jsonl")):
+        shutil.rmtree(out / SPOOL)
+        if not any(out.iterdir()):
+            out.rmdir()
+        return None
+    notes: dict[str, Any] = {} if code == 0 else {"server": f"ended with {_cause(code)}"}
+    return spool_to_bundle(out, notes)
+
+
+def _cause(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _kept(out: Path, bundle: Bundle | None) -> str:
+    if bundle is None:
+        return "nothing was captured"
+    return f"the {len(bundle.requests)} requests captured until then are kept in {out}"
