@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from typing import Protocol
 
+from simulator.demand import Demand
 from simulator.scheduling.request import Request
+
+NEVER = 1 << 62
 
 
 class Arrivals(Protocol):
-    """Releases requests."""
+    """Releases requests; ``next_ps`` is when the next one arrives, ``NEVER`` if none is due.
 
-    def start(self) -> Sequence[tuple[int, Request]]:
-        """Requests known at the start, with their arrival in ps."""
+    ``coupled``: a finished request may release another, so that no replica may run ahead.
+    """
 
-    def finished(self, request: Request, now_ps: int) -> Sequence[tuple[int, Request]]:
-        """Requests released by the end of ``request``."""
+    next_ps: int
+    coupled: bool
+
+    def pop(self) -> Request:
+        """The request that arrives at ``next_ps``."""
+
+    def finished(self, now_ps: int) -> None:
+        """A request finished."""
 
 
 class OpenLoop:
     """Every request at its own arrival time."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = requests
+    coupled = False
 
-    def start(self) -> Sequence[tuple[int, Request]]:
-        return [(r.arrival_ps, r) for r in self._requests]
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self._index = 0
+        self.next_ps = demand.arrival_ps[0] if len(demand) else NEVER
 
-    def finished(self, request: Request, now_ps: int) -> Sequence[tuple[int, Request]]:
-        return ()
+    def pop(self) -> Request:
+        request = self._demand.make(self._index)
+        self._index += 1
+        done = self._index == len(self._demand)
+        self.next_ps = NEVER if done else self._demand.arrival_ps[self._index]
+        return request
+
+    def finished(self, now_ps: int) -> None:
+        pass
 
 
 class ClosedLoop:
-    """``concurrency`` requests in flight: the next one is sent when one finishes."""
+    """``concurrency`` requests in flight from time zero: one is sent when one finishes."""
 
-    def __init__(self, requests: Sequence[Request], concurrency: int) -> None:
-        self._requests = iter(requests)
-        self._concurrency = concurrency
+    coupled = True
 
-    def start(self) -> Sequence[tuple[int, Request]]:
-        first = [r for _, r in zip(range(self._concurrency), self._requests, strict=False)]
-        return [(0, r) for r in first]
+    def __init__(self, demand: Demand, concurrency: int) -> None:
+        self._demand = demand
+        self._index = 0
+        self._due = deque([0] * min(concurrency, len(demand)))
+        self._released = len(self._due)
+        self.next_ps = 0 if self._due else NEVER
 
-    def finished(self, request: Request, now_ps: int) -> Sequence[tuple[int, Request]]:
-        following = next(self._requests, None)
-        return () if following is None else [(now_ps, following)]
+    def pop(self) -> Request:
+        request = self._demand.make(self._index)
+        request.arrival_ps = self._due.popleft()
+        self._index += 1
+        self.next_ps = self._due[0] if self._due else NEVER
+        return request
+
+    def finished(self, now_ps: int) -> None:
+        if self._released < len(self._demand):
+            self._released += 1
+            self._due.append(now_ps)
+            self.next_ps = self._due[0]

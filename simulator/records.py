@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from simulator.clock import PS_PER_S
+from simulator.demand import STATUS_NAMES, Demand
 from simulator.replica import Replica, Step
-from simulator.scheduling.request import Request, Status
+from simulator.scheduling.request import Status
 
-STATUS_NAMES = {Status.FINISHED: "finished", Status.ABORTED: "aborted"}
 RECORDABLE = ("steps", "step_requests")
 
 
-def seconds(ps: Iterable[int]) -> pa.Array:
+def seconds(values: npt.NDArray[np.int64]) -> pa.Array:
     """Picoseconds to float seconds; negative (never happened) becomes null."""
-    values = np.fromiter(ps, np.int64)
     return pa.array(values / PS_PER_S, mask=values < 0)
 
 
 class Recorder:
     """Collects the rows of the step tables that were asked for."""
 
-    def __init__(self, record: Sequence[str], cluster: str) -> None:
+    def __init__(self, record: Sequence[str], cluster: str, demand: Demand) -> None:
         self.cluster = cluster
+        self._demand = demand
         self._steps: list[tuple[int, ...]] | None = [] if "steps" in record else None
         self._rows: list[tuple[int, ...]] | None = [] if "step_requests" in record else None
-        self._names: list[str] = []
 
     def on_step(self, replica: Replica, step: Step) -> None:
         """Note a step that ended."""
@@ -42,10 +42,10 @@ class Recorder:
             )  # fmt: skip
         if self._rows is not None:
             for row in batch.rows:
-                self._names.append(row.request.name)
                 self._rows.append(
-                    (replica.index, replica.steps, row.tokens, row.computed, int(row.emits))
-                )
+                    (replica.index, replica.steps, row.tokens, row.computed, int(row.emits),
+                     row.request.index)
+                )  # fmt: skip
 
     def tables(self) -> dict[str, pa.Table]:
         """The recorded tables, ordered by replica and step."""
@@ -53,11 +53,11 @@ class Recorder:
         if self._steps is not None:
             tables["steps"] = self._steps_table(self._steps)
         if self._rows is not None:
-            data = np.array(self._rows, np.int64).reshape(-1, 5)
+            data = np.array(self._rows, np.int64).reshape(-1, 6)
             order = np.lexsort((data[:, 1], data[:, 0]))
             names = ("replica", "step", "scheduled_tokens", "computed_tokens", "emitted_tokens")
             columns = {n: pa.array(data[order, i]) for i, n in enumerate(names)}
-            ids = pa.array(self._names, pa.string()).take(pa.array(order))
+            ids = self._demand.table.column("request_id").take(pa.array(data[order, 5]))
             tables["step_requests"] = pa.table(
                 {"cluster": self._cluster(len(order)), **columns, "request_id": ids}
             )
@@ -80,32 +80,32 @@ class Recorder:
         return pa.array([self.cluster] * rows, pa.string())
 
 
-def requests_table(
-    demand: pa.Table, requests: Sequence[Request], cluster: str
-) -> pa.Table:
+def requests_table(demand: Demand, cluster: str) -> pa.Table:
     """The ``requests`` table of a simulation: the demand and what became of it.
 
-    Rows are ordered by the arrival that happened (they move under closed-loop load).
+    Rows are ordered by the arrival that happened (closed-loop load moves it).
     """
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_ps, i))
-    done = [requests[i] for i in order]
-    table = demand.take(pa.array(order))
-    outcome = {
-        "arrival_s": seconds(r.arrival_ps for r in done),
-        "output_tokens": pa.array([r.output for r in done]),
-        "cached_tokens": pa.array([max(0, r.cached_tokens) for r in done]),
-        "cluster": pa.array([cluster] * len(done), pa.string()),
-        "replica": pa.array([r.replica for r in done]),
-        "queued_s": seconds(r.queued_ps for r in done),
-        "scheduled_s": seconds(r.first_scheduled_ps for r in done),
-        "first_token_s": seconds(r.first_token_ps for r in done),
-        "finished_s": seconds(r.finished_ps for r in done),
-        "preemptions": pa.array([r.preemptions for r in done]),
-        "status": pa.array([STATUS_NAMES.get(r.status, "unfinished") for r in done]),
+    outcome = {name: np.frombuffer(values, np.int64) for name, values in demand.outcome.items()}
+    names = np.array([STATUS_NAMES.get(Status(i), "unfinished") for i in range(len(Status))])
+    columns = {
+        "arrival_s": seconds(outcome["arrival_ps"]),
+        "output_tokens": pa.array(outcome["output"]),
+        "cached_tokens": pa.array(np.maximum(outcome["cached_tokens"], 0)),
+        "cluster": pa.array(np.full(len(demand), cluster)),
+        "replica": pa.array(outcome["replica"]),
+        "queued_s": seconds(outcome["queued_ps"]),
+        "scheduled_s": seconds(outcome["first_scheduled_ps"]),
+        "first_token_s": seconds(outcome["first_token_ps"]),
+        "finished_s": seconds(outcome["finished_ps"]),
+        "preemptions": pa.array(outcome["preemptions"]),
+        "status": pa.array(names[outcome["status"]]),
     }
-    for name, values in outcome.items():
+    table = demand.table
+    for name, values in columns.items():
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, values)
         else:
             table = table.append_column(name, values)
+    if (np.diff(outcome["arrival_ps"]) < 0).any():
+        table = table.take(pa.array(np.argsort(outcome["arrival_ps"], kind="stable")))
     return table

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simulator.arrivals import NEVER
 from simulator.scheduling.reference import Batch, Scheduler
 from simulator.scheduling.request import Request, Status
 from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes, shape_of
 from traces.errors import ConfigError, InvariantError
 
-NEVER = 1 << 62
 MAX_PREEMPTIONS = 900
 NOTHING = StepTimes(0, 0, 0)
 
@@ -42,9 +42,9 @@ class Step:
 class Replica:
     """A scheduler, its step-time model and its clock.
 
-    ``next_ps`` is the time of its next event; the loop calls ``advance`` at that time and
-    ``arrive`` in between. ``on_step(replica, step)`` is told when a step ends,
-    ``on_finish(request, now_ps)`` when a request does.
+    ``next_ps`` is the time of its next event: ``advance`` processes it, ``run`` all events
+    before an outside one, ``arrive`` brings a request in between. ``on_step(replica, step)``
+    is told when a step ends, ``on_finish(replica, request, now_ps)`` when a request does.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Replica:
         index: int,
         scheduler: Scheduler,
         model: StepTimeModel,
-        on_step: Callable[[Replica, Step], None],
-        on_finish: Callable[[Request, int], None],
+        on_finish: Callable[[Replica, Request, int], None],
+        on_step: Callable[[Replica, Step], None] | None = None,
     ) -> None:
         self.index = index
         self.scheduler = scheduler
@@ -64,6 +64,7 @@ class Replica:
         self.ending = False  # the next event is a step's end, else a wake-up
         self.unfinished = 0
         self.steps = 0
+        self._frontend_ps = model.frontend_ps
         self._inbox: deque[tuple[int, Request]] = deque()
         self._flight: deque[Step] = deque()
         self._depth = scheduler.config.max_concurrent_batches
@@ -84,14 +85,22 @@ class Replica:
         kv = self.scheduler.kv
         return 1.0 - kv.free_blocks / (kv.blocks - 1)
 
-    def arrive(self, request: Request, now_ps: int) -> None:
+    def arrive(self, request: Request) -> None:
         """A request was sent here; it reaches the engine's input queue a little later."""
         request.replica = self.index
         self.unfinished += 1
-        at = now_ps + self.model.frontend_ps
+        at = request.arrival_ps + self._frontend_ps
         self._inbox.append((at, request))
         if not self._flight and not self.scheduler.has_requests:
             self.next_ps = min(self.next_ps, max(at, self._host_free_ps))
+
+    def run(self, limit_ps: int) -> None:
+        """Process all events before ``limit_ps``."""
+        while self.next_ps < limit_ps:
+            if self.ending:
+                self._end_step(self.next_ps)
+            else:
+                self._wake(self.next_ps)
 
     def advance(self) -> None:
         """Process the event at ``next_ps``."""
@@ -152,7 +161,8 @@ class Replica:
         self.ending = False
         step.end_ps = now
         if step.batch.tokens:
-            self.on_step(self, step)
+            if self.on_step is not None:
+                self.on_step(self, step)
             self.steps += 1
         for request in self.scheduler.update(step.batch):
             if request.first_token_ps < 0:
@@ -160,7 +170,7 @@ class Replica:
             if request.status == Status.FINISHED:
                 request.finished_ps = now
                 self.unfinished -= 1
-                self.on_finish(request, now)
+                self.on_finish(self, request, now)
         self._host_free_ps = now + step.times.gap
         if self._flight or self.scheduler.has_requests:
             self.next_ps = self._host_free_ps

@@ -1,107 +1,98 @@
-"""The loop: the next event of all, in a fixed order of ties, until nothing is left.
+"""The loop: arrivals in order of time, and between them each replica on its own.
 
-A replica is advanced from event to event; between events it needs nobody, so the loop is
-also what drives stages that hand requests to one another.
+A replica needs nobody until the next outside event (an arrival; elsewhere a handover or a
+lock-step partner), so it is advanced there in one call. Where a finish can release an
+arrival, or a router watches the replicas, events go one by one in the order of ``clock``.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from simulator.arrivals import Arrivals
-from simulator.clock import ARRIVAL, STEP_END, WAKE
-from simulator.records import Recorder
-from simulator.replica import NEVER, Replica
-from simulator.routing import Router
+from simulator.clock import STEP_END, WAKE
+from simulator.demand import Demand
+from simulator.replica import NEVER, Replica, Step
+from simulator.routing import create_router
 from simulator.scheduling.reference import Scheduler
-from simulator.scheduling.request import Request, Status
+from simulator.scheduling.request import Request
 from simulator.step_time.base import StepTimeModel
 from traces.errors import InvariantError
 
-
-@dataclass(slots=True)
-class Stage:
-    """Identical replicas behind a router."""
-
-    router: Router
-    replicas: list[Replica] = field(default_factory=list)
+PROGRESS_EVERY = 512
 
 
 class Simulation:
-    """Runs requests through a stage of co-located replicas.
+    """Runs a demand through co-located replicas behind a router.
 
-    ``progress(finished)`` is called now and then with the number of finished requests.
+    ``on_step(replica, step)`` is told of every step if given; ``progress(finished)`` is
+    called now and then.
     """
 
     def __init__(
         self,
-        router: Router,
+        demand: Demand,
+        router: str,
+        replicas: int,
         make_scheduler: Callable[[], Scheduler],
         model: StepTimeModel,
-        replicas: int,
-        recorder: Recorder,
+        *,
+        on_step: Callable[[Replica, Step], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.stage = Stage(router)
-        for index in range(replicas):
-            self.stage.replicas.append(
-                Replica(index, make_scheduler(), model, recorder.on_step, self._finish)
-            )
-        self._heap: list[tuple[int, int, int, int]] = []  # (ps, kind, replica or sequence, -)
-        self._arrivals: Arrivals | None = None
-        self._released: list[Request] = []
+        self.demand = demand
+        self.replicas = [
+            Replica(i, make_scheduler(), model, self._finish, on_step) for i in range(replicas)
+        ]
+        self.router = create_router(router, self.replicas)
         self.finished = 0
-        self.now_ps = 0
+        self._progress = progress
+        self._arrivals: Arrivals
 
-    def run(self, arrivals: Arrivals, progress: Callable[[int], None] | None = None) -> None:
-        """Run until every released request is done. Raises InvariantError on a deadlock."""
+    def run(self, arrivals: Arrivals) -> None:
+        """Run until every request is done; raises InvariantError on a deadlock."""
         self._arrivals = arrivals
-        for at, request in arrivals.start():
-            self._release(at, request)
-        replicas, router = self.stage.replicas, self.stage.router
-        ticks = 0
-        while self._heap:
-            now, kind, which, _ = heapq.heappop(self._heap)
-            if kind != ARRIVAL:
-                replica = replicas[which]
+        coupled = arrivals.coupled or self.router.observes
+        heap: list[tuple[int, int, int]] = []  # (ps, kind, replica): an entry may be stale
+        while True:
+            arrival = arrivals.next_ps
+            if heap and heap[0][0] < arrival:
+                now, kind, index = heapq.heappop(heap)
+                replica = self.replicas[index]
                 if replica.next_ps != now or replica.ending != (kind == STEP_END):
-                    continue  # the replica was woken earlier than this
-            self.now_ps = now
-            router.observe(now, replicas)
-            if kind == ARRIVAL:
-                request = self._released[which]
-                request.arrival_ps = now
-                replica = replicas[router.choose(replicas)]
-                replica.arrive(request, now)
+                    continue
+                if coupled:
+                    self.router.observe(now)
+                    replica.advance()
+                else:
+                    replica.run(arrival)
+            elif arrival == NEVER:
+                break
             else:
-                replica.advance()
+                self.router.observe(arrival)
+                request = arrivals.pop()
+                replica = self.replicas[self.router.choose()]
+                before = replica.next_ps
+                replica.arrive(request)
+                if replica.next_ps == before:
+                    continue
             if replica.next_ps != NEVER:
-                event = STEP_END if replica.ending else WAKE
-                heapq.heappush(self._heap, (replica.next_ps, event, replica.index, 0))
-            ticks += 1
-            if progress is not None and not ticks & 0xFFF:
-                progress(self.finished)
-        left = [r for r in self._released if r.status not in (Status.FINISHED, Status.ABORTED)]
-        if left:
-            raise InvariantError(
-                f"deadlock at {self.now_ps} ps: {len(left)} requests left and no event, "
-                f"first {left[0].name!r} ({left[0].status.name})"
-            )
+                kind = STEP_END if replica.ending else WAKE
+                heapq.heappush(heap, (replica.next_ps, kind, replica.index))
+        if self.finished < len(self.demand):
+            raise InvariantError(self._deadlock())
 
-    def _release(self, at_ps: int, request: Request) -> None:
-        heapq.heappush(self._heap, (at_ps, ARRIVAL, len(self._released), 0))
-        self._released.append(request)
-
-    def _finish(self, request: Request, now_ps: int) -> None:
+    def _finish(self, replica: Replica, request: Request, now_ps: int) -> None:
+        self.demand.settle(request)
+        self.router.finished(replica.index)
+        self._arrivals.finished(now_ps)
         self.finished += 1
-        assert self._arrivals is not None
-        for at, following in self._arrivals.finished(request, now_ps):
-            self._release(at, following)
+        if self._progress is not None and not self.finished % PROGRESS_EVERY:
+            self._progress(self.finished)
 
-
-def conserved(requests: Sequence[Request]) -> None:
-    """Raise InvariantError unless every request finished with all its tokens."""
-    for r in requests:
-        if r.status == Status.FINISHED and r.output != r.max_tokens:
-            raise InvariantError(f"request {r.name!r} ended with {r.output}/{r.max_tokens} tokens")
+    def _deadlock(self) -> str:
+        stuck = [f"replica {r.index}: {r.running} running, {r.waiting} waiting"
+                 for r in self.replicas if r.unfinished]  # fmt: skip
+        left = len(self.demand) - self.finished
+        return f"deadlock: {left} requests left and no event; {'; '.join(stuck)}"

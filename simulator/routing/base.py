@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -27,10 +26,18 @@ class Load(Protocol):
 
 
 class Router(Protocol):
-    """Chooses a replica for each arrival."""
+    """Chooses a replica for each arrival.
 
-    def observe(self, now_ps: int, replicas: Sequence[Load]) -> None:
-        """Called before every event, with the state since the last one."""
+    ``observes``: it must be told of every event's time before the event.
+    """
 
-    def choose(self, replicas: Sequence[Load]) -> int:
+    observes: bool
+
+    def observe(self, now_ps: int) -> None:
+        """An event is about to happen at this time."""
+
+    def choose(self) -> int:
         """Index of the replica that takes the arriving request."""
+
+    def finished(self, replica: int) -> None:
+        """A request of that replica finished."""

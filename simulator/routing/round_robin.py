@@ -10,13 +10,19 @@ from simulator.routing.base import Load
 class RoundRobin:
     """Blind to load."""
 
-    def __init__(self) -> None:
+    observes = False
+
+    def __init__(self, replicas: Sequence[Load]) -> None:
+        self._replicas = len(replicas)
         self._next = 0
 
-    def observe(self, now_ps: int, replicas: Sequence[Load]) -> None:
+    def observe(self, now_ps: int) -> None:
         pass
 
-    def choose(self, replicas: Sequence[Load]) -> int:
-        chosen = self._next % len(replicas)
-        self._next = chosen + 1
+    def choose(self) -> int:
+        chosen = self._next
+        self._next = (chosen + 1) % self._replicas
         return chosen
+
+    def finished(self, replica: int) -> None:
+        pass

@@ -18,18 +18,19 @@ PUBLISH_INTERVAL_PS = PS_PER_S // 10
 class VllmDP:
     """One API server (``client_count`` = 1)."""
 
-    def __init__(self) -> None:
+    observes = True
+
+    def __init__(self, replicas: Sequence[Load]) -> None:
+        self._replicas = replicas
         self._start = 0
-        self._snapshot: list[tuple[int, int, float]] = []
-        self._sent_since: list[int] = []
         self._published_ps = -PUBLISH_INTERVAL_PS
         self._published: list[tuple[int, int, float]] = []
+        self.publish([(0, 0, 0.0)] * len(replicas))
 
-    def observe(self, now_ps: int, replicas: Sequence[Load]) -> None:
-        due = self._published_ps + PUBLISH_INTERVAL_PS
-        if now_ps < due:
+    def observe(self, now_ps: int) -> None:
+        if now_ps < self._published_ps + PUBLISH_INTERVAL_PS:
             return
-        loads = [(r.waiting, r.running, r.kv_usage) for r in replicas]
+        loads = [(r.waiting, r.running, r.kv_usage) for r in self._replicas]
         if loads != self._published:
             self._published_ps = now_ps
             self._published = loads
@@ -40,9 +41,8 @@ class VllmDP:
         self._snapshot = list(loads)
         self._sent_since = [0] * len(loads)
 
-    def choose(self, replicas: Sequence[Load]) -> int:
-        if len(self._snapshot) != len(replicas):
-            self.publish([(0, 0, 0.0)] * len(replicas))
+    def choose(self) -> int:
+        replicas = self._replicas
         best, best_score = 0, float("inf")
         for i in range(len(replicas)):
             rank = (self._start + i) % len(replicas)
@@ -56,3 +56,6 @@ class VllmDP:
         self._sent_since[best] += 1
         self._start = (self._start + 1) % len(replicas)
         return best
+
+    def finished(self, replica: int) -> None:
+        pass

@@ -2,83 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from worlds import MS, config, requests_at, simulate
+from worlds import config, in_ms, simulate
 
-from simulator.arrivals import ClosedLoop
-
-
-def times_ms(values: list[int]) -> list[float]:
-    return [v / MS for v in values]
+from simulator.scheduling import SchedulerConfig
+from simulator.scheduling.fast import FastScheduler
+from simulator.scheduling.reference import Scheduler
 
 
-def test_three_requests_by_hand() -> None:
+def explicit(settings: SchedulerConfig) -> Scheduler:
+    """The fast scheduler, listing its rows."""
+    return FastScheduler(settings, explicit=True)
+
+
+both = pytest.mark.parametrize("make", [Scheduler, explicit])
+Make = Callable[[SchedulerConfig], Scheduler]
+
+
+@both
+def test_three_requests_by_hand(make: Make) -> None:
     """r0 (4+2) alone; r1 (12+1) and r2 (8+1) arrive during its first step.
 
     budget 16:  0 ms r0 prefills 4      -> 14 ms, r0's first token
                16 ms r0 1, r1 12, r2 3  -> 42 ms, r0 and r1 done
                44 ms r2 5               -> 59 ms, r2 done
     """
-    requests = requests_at((0, 4, 2), (1, 12, 1), (2, 8, 1))
-    recorder = simulate(requests, config())
-    assert times_ms([r.first_token_ps for r in requests]) == [14, 42, 59]
-    assert times_ms([r.finished_ps for r in requests]) == [42, 42, 59]
-    assert times_ms([r.queued_ps for r in requests]) == [0, 16, 16]
-    steps = recorder.tables()["steps"].to_pydict()
+    tables = simulate((0, 4, 2), (1, 12, 1), (2, 8, 1), settings=config(), make=make)
+    requests, steps = tables["requests"], tables["steps"]
+    assert in_ms(requests["first_token_s"]) == [14, 42, 59]
+    assert in_ms(requests["finished_s"]) == [42, 42, 59]
+    assert in_ms(requests["queued_s"]) == [0, 16, 16]
     assert steps["prefill_tokens"] == [4, 15, 5]
     assert steps["decode_tokens"] == [0, 1, 0]
-    assert steps["start_s"] == [0.0, 0.016, 0.044]
+    assert in_ms(steps["start_s"]) == [0, 16, 44]
 
 
-def test_asynchronous_request_runs_two_steps_later() -> None:
+@both
+def test_asynchronous_request_runs_two_steps_later(make: Make) -> None:
     """Depth 2: r1 arrives during step 0, step 1 is already scheduled, so it runs in step 2."""
-    requests = requests_at((0, 4, 6), (3, 4, 1))
-    recorder = simulate(requests, config(async_scheduling=True))
-    rows = recorder.tables()["step_requests"].to_pydict()
+    tables = simulate((0, 4, 6), (3, 4, 1), settings=config(async_scheduling=True), make=make)
+    rows, steps = tables["step_requests"], tables["steps"]
     first = min(s for s, n in zip(rows["step"], rows["request_id"], strict=True) if n == "r1")
     assert first == 2
-    # The device never waits for the host between steps in flight.
-    steps = recorder.tables()["steps"].to_pydict()
     assert steps["start_s"][1] < steps["end_s"][0]
 
 
-def test_preempted_request_comes_back_and_finishes() -> None:
-    requests = requests_at((0, 8, 12), (0, 8, 12))
-    simulate(requests, config(num_gpu_blocks=8))
-    assert [r.output for r in requests] == [12, 12]
-    assert [r.preemptions for r in requests] == [0, 1]
+@both
+def test_preempted_request_comes_back_and_finishes(make: Make) -> None:
+    requests = simulate((0, 8, 12), (0, 8, 12), settings=config(num_gpu_blocks=8), make=make)[
+        "requests"
+    ]
+    assert requests["output_tokens"] == [12, 12]
+    assert requests["preemptions"] == [0, 1]
 
 
-def test_round_robin_and_least_loaded() -> None:
-    rows = [(0, 40, 30), (1, 4, 1), (2, 4, 1), (200, 4, 1)]
-    requests = requests_at(*rows)
-    simulate(requests, config(), replicas=2)
-    assert [r.replica for r in requests] == [0, 1, 0, 1]
-    requests = requests_at(*rows)
-    simulate(requests, config(), replicas=2, router="least_loaded")
-    assert [r.replica for r in requests] == [0, 1, 0, 1]
-    requests = requests_at((0, 40, 30), (1, 4, 1), (100, 4, 1), (200, 4, 1))
-    simulate(requests, config(), replicas=2, router="least_loaded")
-    assert [r.replica for r in requests] == [0, 1, 1, 1]
+def test_routers() -> None:
+    rows = [(0, 40, 30), (1, 4, 1), (100, 4, 1), (200, 4, 1)]
+    turns = simulate(*rows, settings=config(), replicas=2)["requests"]
+    assert turns["replica"] == [0, 1, 0, 1]
+    loaded = simulate(*rows, settings=config(), replicas=2, router="least_loaded")["requests"]
+    assert loaded["replica"] == [0, 1, 1, 1]
 
 
 def test_closed_loop_keeps_its_concurrency() -> None:
-    requests = requests_at(*[(0, 4, 3)] * 6)
-    simulate(requests, config(), arrivals=ClosedLoop(requests, 2))
-    for r in requests:
-        alive = [o for o in requests if o.arrival_ps <= r.arrival_ps < o.finished_ps]
+    requests = simulate(*[(0, 4, 3)] * 6, settings=config(), concurrency=2)["requests"]
+    arrivals, ends = requests["arrival_s"], requests["finished_s"]
+    for arrival in arrivals:
+        alive = [a for a, e in zip(arrivals, ends, strict=True) if a <= arrival < e]
         assert len(alive) <= 2
-    assert requests[2].arrival_ps == requests[0].finished_ps
+    assert arrivals[2] == ends[0]
 
 
+@pytest.mark.parametrize("router", ["round_robin", "least_loaded", "vllm_dp"])
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_conservation_under_pressure(asynchronous: bool) -> None:
+@both
+def test_conservation_under_pressure(make: Make, asynchronous: bool, router: str) -> None:
     rows = [(i * 3, 3 + 7 * i % 40, 1 + 5 * i % 30) for i in range(60)]
-    requests = requests_at(*rows)
     settings = config(
         num_gpu_blocks=30, async_scheduling=asynchronous, enable_prefix_caching=True
     )
-    recorder = simulate(requests, settings, replicas=2)
-    assert [r.output for r in requests] == [r.max_tokens for r in requests]
-    emitted = recorder.tables()["step_requests"].column("emitted_tokens").to_pylist()
-    assert sum(emitted) == sum(r.max_tokens for r in requests)
+    tables = simulate(*rows, settings=settings, replicas=2, router=router, make=make)
+    assert set(tables["requests"]["status"]) == {"finished"}
+    assert sum(tables["requests"]["preemptions"]) > 0
+    emitted = sum(tables["step_requests"]["emitted_tokens"])
+    assert emitted == sum(tables["requests"]["output_tokens"]) == sum(o for _, _, o in rows)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_fast_and_reference_give_the_same_tables(asynchronous: bool) -> None:
+    rows = [(i * 5 % 170, 3 + 11 * i % 50, 1 + 7 * i % 30) for i in range(90)]
+    rows.sort()
+    settings = config(
+        num_gpu_blocks=40, async_scheduling=asynchronous, enable_prefix_caching=True
+    )
+    worlds = [
+        simulate(*rows, settings=settings, replicas=3, router="least_loaded", make=make)
+        for make in (Scheduler, explicit)
+    ]
+    assert worlds[0] == worlds[1]

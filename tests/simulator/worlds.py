@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-from simulator.arrivals import Arrivals, OpenLoop
+import pyarrow as pa
+
+from simulator.arrivals import ClosedLoop, OpenLoop
 from simulator.clock import PS_PER_S
-from simulator.records import Recorder
-from simulator.routing import create_router
-from simulator.scheduling import Request, SchedulerConfig
+from simulator.demand import Demand
+from simulator.records import Recorder, requests_table
+from simulator.scheduling import SchedulerConfig
 from simulator.scheduling.reference import Scheduler
 from simulator.simulation import Simulation
 from simulator.step_time.base import BatchShape, StepTimes
@@ -37,29 +40,40 @@ def config(**changes: object) -> SchedulerConfig:
     return SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
-def requests_at(*rows: tuple[float, int, int], groups: int = 1) -> list[Request]:
-    """Requests from (arrival ms, prompt, output) with hashes of their own."""
-    return [
-        Request(
-            i, prompt, output, name=f"r{i}", arrival_ps=round(ms * MS), groups=groups,
-            hashes=[(i << 20) + j for j in range((prompt + output) // 4)],
-        )
-        for i, (ms, prompt, output) in enumerate(rows)
-    ]  # fmt: skip
+def demand_of(*rows: tuple[float, int, int], settings: SchedulerConfig) -> Demand:
+    """A demand from (arrival ms, prompt, output)."""
+    table = pa.table(
+        {
+            "request_id": [f"r{i}" for i in range(len(rows))],
+            "arrival_s": [ms / 1000 for ms, _, _ in rows],
+            "prompt_tokens": [prompt for _, prompt, _ in rows],
+            "output_tokens": [output for _, _, output in rows],
+        }
+    )
+    return Demand(table, settings)
 
 
 def simulate(
-    requests: Sequence[Request],
+    *rows: tuple[float, int, int],
     settings: SchedulerConfig,
-    *,
     replicas: int = 1,
     router: str = "round_robin",
-    arrivals: Arrivals | None = None,
-) -> Recorder:
-    """Run a world to its end and return what was recorded."""
-    recorder = Recorder(("steps", "step_requests"), "main")
+    concurrency: int | None = None,
+    make: Callable[[SchedulerConfig], Scheduler] = Scheduler,
+) -> dict[str, dict[str, list[Any]]]:
+    """Run a world to its end; returns its tables as columns."""
+    demand = demand_of(*rows, settings=settings)
+    recorder = Recorder(("steps", "step_requests"), "main", demand)
     world = Simulation(
-        create_router(router), lambda: Scheduler(settings), LinearStep(), replicas, recorder
+        demand, router, replicas, lambda: make(settings), LinearStep(), on_step=recorder.on_step
     )
-    world.run(arrivals or OpenLoop(requests))
-    return recorder
+    world.run(OpenLoop(demand) if concurrency is None else ClosedLoop(demand, concurrency))
+    for replica in world.replicas:
+        replica.scheduler.check([])
+    tables = {"requests": requests_table(demand, "main"), **recorder.tables()}
+    return {name: table.to_pydict() for name, table in tables.items()}
+
+
+def in_ms(seconds: list[float]) -> list[float]:
+    """Milliseconds, rounded to the nanosecond."""
+    return [round(s * 1000, 6) for s in seconds]
