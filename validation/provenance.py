@@ -1,0 +1,68 @@
+"""Where the two sides come from, and whether one was fitted to the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from traces.bundle import Bundle
+from traces.digest import text_digest
+from validation.pairing import WARM_UP
+
+
+def describe(bundle: Bundle, digest: str) -> dict[str, Any]:
+    """One bundle's identity; ``name`` is its directory's, so that it means the same elsewhere."""
+    manifest = bundle.manifest
+    return {
+        "name": bundle.path.resolve().name,
+        "hash": digest,
+        "kind": manifest.kind,
+        "vantage": manifest.vantage,
+        "engine": manifest.engine,
+        "engine_version": manifest.engine_version,
+        "command": [str(word) for word in manifest.command],
+        "seed": manifest.seed,
+        "deployment_hash": deployment_hash(bundle),
+    }
+
+
+def deployment_hash(bundle: Bundle) -> str:
+    """Digest of the deployment and its model.
+
+    Left out: where the files lie, and num_gpu_blocks, which the engine's memory profiling
+    finds anew in each run.
+    """
+    content = copy.deepcopy(bundle.manifest.deployment)
+    for key in ("model", "operators", "launch"):
+        content.pop(key, None)
+    clusters = content.get("clusters")
+    for cluster in clusters if isinstance(clusters, list) else ():
+        if isinstance(cluster, dict) and isinstance(cluster.get("engine"), dict):
+            cluster["engine"].pop("num_gpu_blocks", None)
+    return text_digest({"deployment": content, "model": bundle.model_config()})
+
+
+def workload_hash(bundle: Bundle) -> str:
+    """Digest of what was asked: ids and lengths of the requests, warm-ups left out."""
+    table = bundle.requests.select(["request_id", "prompt_tokens", "output_tokens"])
+    columns = (table.column(i).to_pylist() for i in range(3))
+    rows = sorted(r for r in zip(*columns, strict=True) if not r[0].startswith(WARM_UP))
+    return text_digest(rows)
+
+
+def profile(simulated: Bundle) -> dict[str, Any]:
+    """The operator profile the simulator used: its hash and the hashes it was fitted on."""
+    note = simulated.manifest.notes.get("operators")
+    if not isinstance(note, Mapping):
+        return {"hash": None, "fitted_on": None}
+    fitted = note.get("fitted_on")
+    digests = None
+    if isinstance(fitted, list):
+        digests = [str(f.get("hash")) if isinstance(f, Mapping) else str(f) for f in fitted]
+    return {"hash": note.get("profile"), "fitted_on": digests}
+
+
+def holdout(fitted_on: Sequence[str] | None, measured: Sequence[str]) -> bool | None:
+    """Whether none of the ``measured`` runs was fitted; None if the profile does not say."""
+    return None if fitted_on is None else not set(fitted_on) & set(measured)
