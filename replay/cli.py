@@ -43,5 +43,119 @@ def traces() -> None:
     """Look at, translate, make and merge workloads and bundles."""
 
 
+@main.command()
+@click.argument("workload", type=ANY_PATH)
+@click.option("--deployment", "-D", type=ANY_PATH, help="Deployment file, or a bundle for its own.")
+@click.option("--out", required=True, type=DIRECTORY, help="Directory of the simulated bundle.")
+@click.option("--operators", type=DIRECTORY, help="Operator profile (overrides the deployment's).")
+@click.option("--rate-scale", type=click.FloatRange(0, min_open=True), default=1.0)
+@click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--record", default="steps", show_default=True, help="steps,step_requests or none.")
+def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -> None:
+    """Simulate WORKLOAD (a bundle or any known trace format) as a bundle."""
+    from replay.simulate import run_replay
+
+    summary = run_replay(workload, deployment or workload, out, **options)
+    click.echo(summary)
+
+
+@main.command()
+@click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
+@click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
+def fit(bundles: tuple[Path, ...], out: Path) -> None:
+    """Fit an operator profile from captured BUNDLES of one engine."""
+    from simulator.step_time.fit import fit_profile, profile_table
+    from simulator.step_time.fitted import save_profile
+    from traces.bundle import read_bundle
+
+    profile = fit_profile([read_bundle(b) for b in bundles], progress=_say)
+    save_profile(profile, out)
+    click.echo(profile_table(profile))
+
+
+@main.command()
+@click.option("--out", required=True, type=DIRECTORY, help="Directory of the measured bundle.")
+@click.option("--print-hooks", is_flag=True, help="Print what a server started elsewhere needs.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND (vllm serve ..., after a --) and record what it does until it stops."""
+    from replay.capture import run_capture
+    from replay.command import hook_instructions
+
+    if print_hooks:
+        click.echo(hook_instructions(out))
+        return
+    if not command:
+        raise click.UsageError("what to run? frontier capture --out B -- vllm serve MODEL ...")
+    bundle = run_capture(command, out)
+    steps = len(bundle.table("steps")) if "steps" in bundle else 0
+    click.echo(f"captured {len(bundle.requests)} requests in {steps} steps: {out}", err=True)
+
+
+@main.command()
+@click.argument("workload", type=ANY_PATH)
+@click.option("--url", required=True, help="Base URL, as http://host:8000.")
+@click.option("--out", required=True, type=DIRECTORY, help="Directory of the client's bundle.")
+@click.option("--model", help="Name to ask for (default: the first one served).")
+@click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")
+@click.option("--rate-scale", type=click.FloatRange(0, min_open=True), default=1.0)
+@click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
+@click.option("--warmup", type=click.IntRange(0), default=0, help="Requests sent before the rest.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the token ids.")
+@click.option("--vocab-size", type=int, help="Token ids stay below this.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
+def live(
+    workload: Path, out: Path, rate_scale: float, limit: int | None, **options: Any
+) -> None:
+    """Send WORKLOAD to a real OpenAI-compatible endpoint and record what the client sees."""
+    from replay.live import LiveOptions, run_live
+
+    bundle = run_live(workload, out, LiveOptions(**options), rate_scale=rate_scale, limit=limit)
+    click.echo(f"sent {len(bundle.requests)} requests: {out}", err=True)
+
+
+@main.command()
+@click.argument("measured", type=DIRECTORY)
+@click.argument("simulated", type=DIRECTORY)
+@click.option("--out", required=True, type=ANY_PATH, help="Directory of the reports.")
+@click.option("--repeats", multiple=True, type=DIRECTORY, help="Another run of MEASURED: noise.")
+@click.option("--bars", type=ANY_PATH, help="YAML of the largest errors allowed; beyond: exit 1.")
+@click.option("--allow-vantage-mix", is_flag=True, help="Compare an engine's with a client's.")
+def validate(measured: Path, simulated: Path, out: Path, **options: Any) -> None:
+    """Compare SIMULATED with MEASURED: scorecard.json, report.html, report.md, junit.xml."""
+    from reports.validate import print_outcome, run_validate
+
+    scorecard, judgements = run_validate(measured, simulated, out, progress=_say, **options)
+    print_outcome(scorecard, judgements, out)
+    sys.exit(0 if all(j.passed for j in judgements) else 1)
+
+
+@main.command()
+@click.argument("scorecard", type=ANY_PATH)
+@click.option("--baseline", required=True, type=ANY_PATH, help="The scorecard to be held to.")
+@click.option("--update-baseline", "update", is_flag=True, help="Make SCORECARD the baseline.")
+@click.option("--points", default=2.0, show_default=True, help="Growth of an error to ignore, %.")
+@click.option("--ms", default=0.1, show_default=True, help="Growth of an error to ignore, ms.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every reason, not only the first.")
+def check(
+    scorecard: Path, baseline: Path, update: bool, points: float, ms: float, verbose: bool
+) -> None:
+    """Fail (exit 1) if SCORECARD is worse than the baseline beyond its noise, 2 if another."""
+    from reports.check import Threshold, run_check
+
+    threshold = Threshold(points / 100, ms / 1e3)
+    findings, reason = run_check(scorecard, baseline, update=update, threshold=threshold)
+    for finding in findings if verbose else ():
+        click.echo(f"{finding.kind}: {finding.text}")
+    click.echo(reason)
+    sys.exit(1 if findings else 0)
+
+
+def _say(text: str) -> None:
+    click.echo(f"{text} ...", err=True)
+
+
 if __name__ == "__main__":
     main()

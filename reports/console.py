@@ -1,0 +1,31 @@
+"""The error table on the console."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from reports import words
+from validation.scorecard import Scorecard
+
+SHOWN = ("mean", "p50", "p90", "p99")
+
+
+def error_table(scorecard: Scorecard) -> Table:
+    """Errors of every metric: a row a statistic, absolute beside relative, noise beside both."""
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name in words.COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for errors in scorecard.metrics.values():
+        metric = errors.metric
+        shown = [(n, s) for n, s in errors.statistics.items() if n in SHOWN]
+        for i, (name, s) in enumerate(shown):
+            table.add_row(
+                Text(metric.label if not i else ""),
+                name,
+                *words.cells(s, metric),
+                end_section=i == len(shown) - 1,
+            )
+    return table
