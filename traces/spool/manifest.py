@@ -78,7 +78,7 @@ def spool_manifest(
     cluster = {
         "name": CLUSTER,
         "role": "colocated",
-        "replicas": len(engines),
+        "replicas": 1,  # one engine, its data-parallel ranks counted below
         "hardware": engine["device"]["name"] if name == "gpu" else "cpu",
         "engine": _engine_arguments(config, len(engines)),
     }
@@ -181,6 +181,8 @@ def _spool_notes(spool: Spool, replicas: list[Replica]) -> dict[str, Any]:
     empty_preempted = sum(
         len(pc.list_flatten(r.steps["preempted_before"])) for r in replicas
     )
+    numbers = [r.steps["step"].to_numpy() for r in replicas]
+    lost = sum(int(n[-1]) + 1 - len(n) for n in numbers if len(n))
     wait_s = np.concatenate([r.forward_s - r.thread_s for r in replicas])
     timed = np.isfinite(wait_s)
     notes: dict[str, Any] = {
@@ -190,6 +192,7 @@ def _spool_notes(spool: Spool, replicas: list[Replica]) -> dict[str, Any]:
         "arrivals stamped after queueing, set to it": late,
         "schedule() calls that scheduled nothing": empty,
         "preemptions in those": empty_preempted,
+        "steps scheduled but never completed": lost,
         "steps without forward_s": int((~timed).sum()),
     }
     if timed.any():  # wall time the forward's thread did not run: the machine was shared

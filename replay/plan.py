@@ -1,0 +1,152 @@
+"""A deployment made ready to simulate: files read, layout checked, KV and step time found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulator.deployment import (
+    Cluster,
+    Deployment,
+    check_layout,
+    find_file,
+    load_deployment,
+    parse_deployment,
+)
+from simulator.memory import KVCapacity, kv_capacity
+from simulator.model import ModelSpec, load_model
+from simulator.routing import check_router
+from simulator.scheduling import SchedulerConfig, create_policy
+from simulator.step_time.base import StepTimeModel
+from simulator.step_time.fitted import FittedStepTime, load_profile
+from traces.bundle import content_hash, is_bundle, read_bundle
+from traces.errors import ConfigError
+
+ENGINE_VERSIONS = ("0.32.0",)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A deployment resolved for simulation: files read, layout checked, KV sized."""
+
+    deployment: Deployment
+    home: Path
+    model_file: Path
+    model: ModelSpec
+    cluster: Cluster
+    capacity: KVCapacity
+    engine_version: str
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def schedulers(self) -> int:
+        """Schedulers of the deployment: every data-parallel rank of every engine has one."""
+        return self.cluster.replicas * self.cluster.engine.data_parallel_size
+
+    def scheduler_config(self) -> SchedulerConfig:
+        """The scheduler's settings of the cluster's engines."""
+        engine = self.cluster.engine
+        names = (
+            "block_size", "max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill",
+            "enable_prefix_caching", "long_prefill_token_threshold",
+            "long_prefill_token_threshold_adaptive", "scheduling_policy", "async_scheduling",
+            "scheduler_reserve_full_isl", "watermark",
+        )  # fmt: skip
+        return SchedulerConfig(
+            num_gpu_blocks=self.capacity.blocks,
+            max_model_len=engine.max_model_len or self.model.max_len,
+            windows=self.model.kv_windows(),
+            **{name: getattr(engine, name) for name in names},
+        )
+
+
+def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
+    """Read a deployment file, or a bundle's own deployment. Raises ConfigError, TraceError."""
+    ignored: list[str] = []
+    version: str | None = None
+    if is_bundle(path):
+        manifest = read_bundle(path, eager=False).manifest
+        deployment = parse_deployment(manifest.deployment, f"{path}/bundle.yaml: deployment")
+        version, home = manifest.engine_version, path
+        ignored += manifest.ignored
+    else:
+        deployment, home = load_deployment(path), path.resolve().parent
+        version = deployment.engine_version
+    model_file = find_file(deployment.model, home)
+    model = load_model(model_file)
+    check_layout(deployment, model)
+    if operators is not None:
+        deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
+    cluster = _only_cluster(deployment)
+    if version is None or version.split("+")[0] not in ENGINE_VERSIONS:
+        known = ", ".join(ENGINE_VERSIONS)
+        ignored.append(f"engine version {version or 'unknown'}: scheduler rules of vLLM {known}")
+    ignored += _not_honoured(deployment)
+    capacity = kv_capacity(model, cluster.engine, _memory_gb(cluster), cluster.name)
+    return Plan(  # fmt: skip
+        deployment, home, model_file, model, cluster, capacity,
+        version or ENGINE_VERSIONS[-1], tuple(ignored),
+    )
+
+
+def _only_cluster(deployment: Deployment) -> Cluster:
+    cluster = deployment.clusters[0]
+    if len(deployment.clusters) > 1 or cluster.role != "colocated":
+        roles = ", ".join(f"{c.name}: {c.role}" for c in deployment.clusters)
+        raise ConfigError(f"clusters: one co-located cluster can be simulated, got {roles}")
+    engine = cluster.engine
+    if engine.pipeline_parallel_size > 1:
+        raise ConfigError("engine.pipeline_parallel_size: only 1 can be simulated")
+    create_policy(engine.scheduling_policy)
+    check_router(deployment.routing.policy)
+    return cluster
+
+
+def _not_honoured(deployment: Deployment) -> list[str]:
+    """Knobs of the deployment that this simulation does not act on."""
+    engine = deployment.clusters[0].engine
+    found = {
+        "lock-step of data-parallel MoE ranks": engine.data_parallel_size > 1
+        and engine.enable_expert_parallel,
+        "enable_dbo": engine.enable_dbo,
+        "enable_eplb": engine.enable_eplb,
+        "cudagraph_capture_sizes": bool(engine.cudagraph_capture_sizes),
+        "links": bool(deployment.links),
+        "pipeline": deployment.pipeline.policy != "none",
+        "moe.expert_load": deployment.moe.expert_load != "uniform",
+    }
+    return [name for name, given in found.items() if given]
+
+
+def _memory_gb(cluster: Cluster) -> float | None:
+    if cluster.engine.num_gpu_blocks is not None:
+        return None
+    from simulator.hardware import load_hardware
+
+    return load_hardware(cluster.hardware).memory_gb
+
+
+def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
+    """The step-time model the deployment names, and what to note of it in the manifest."""
+    if plan.deployment.operators is None:
+        raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
+                          "with --operators")  # fmt: skip
+    path = find_file(plan.deployment.operators, plan.home)
+    profile = load_profile(path)
+    for key, value in profile.model.items():
+        if getattr(plan.model, key) != value:
+            raise ConfigError(
+                f"{path}: fitted for {key} {value}, the deployment's model has "
+                f"{getattr(plan.model, key)}"
+            )
+    if profile.hardware != plan.cluster.hardware:
+        raise ConfigError(
+            f"{path}: fitted on hardware {profile.hardware!r}, the deployment names "
+            f"{plan.cluster.hardware!r}"
+        )
+    note = {
+        "profile": content_hash(path / "profile.yaml"),
+        "fitted_on": [f["hash"] for f in profile.fitted_on],
+    }
+    return FittedStepTime(profile, plan.model), note
