@@ -45,7 +45,7 @@ class Engine(_Strict):
     max_num_seqs: int = Field(256, ge=1)
     block_size: int = Field(16, ge=1)
     num_gpu_blocks: int | None = Field(None, ge=2)
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = Field(0, ge=0)
@@ -55,7 +55,25 @@ class Engine(_Strict):
     scheduler_reserve_full_isl: bool = True
     watermark: float = Field(0.0, ge=0, lt=1)
     enforce_eager: bool = False
-    cudagraph_capture_sizes: list[int] | None = None
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
+
+    def graph_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that CUDA graphs are captured for, ascending; empty under enforce_eager.
+
+        vLLM's defaults (``config/vllm.py``, ``_set_cudagraph_sizes``) unless they are given.
+
+        >>> Engine(max_num_seqs=5).graph_sizes()
+        (1, 2, 4, 5, 8)
+        """
+        if self.enforce_eager:
+            return ()
+        most = self.max_num_batched_tokens
+        if self.cudagraph_capture_sizes is not None:
+            return tuple(sorted({s for s in self.cudagraph_capture_sizes if s <= most}))
+        largest = min(2 * self.max_num_seqs, 512, most)
+        sizes = {s for s in (1, 2, 4) if s <= largest}
+        sizes |= {*range(8, min(largest + 1, 256), 8), *range(256, largest + 1, 16)}
+        return tuple(sorted(sizes | {s for s in (self.max_num_seqs, most) if s <= largest}))
 
 
 class Cluster(_Strict):
@@ -122,7 +140,9 @@ def parse_deployment(raw: Mapping[str, Any], source: str) -> Deployment:
     try:
         return Deployment.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(e, source) for e in error.errors()]
+        # pydantic also counts a list as too short for every item that has a fault
+        real = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        faults = [_fault(e, source) for e in real]
         raise ConfigError("; ".join(faults)) from None
 
 
@@ -136,12 +156,16 @@ def _fault(error: Any, source: str) -> str:
         given, expected = str(error["input"]), error["ctx"]["expected"]
         names = [n.strip().strip("'") for n in expected.replace(" or ", ", ").split(",")]
         return f"{source}: {path}: unknown {given!r}{nearest(given, names)}"
+    if error["type"] == "missing":
+        return f"{source}: {path} is missing"
+    if error["type"] == "too_short":
+        return f"{source}: {path} is empty"
     return f"{source}: {path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
 def _keys_beside(error: Any) -> list[str]:
     model: type[BaseModel] = Deployment
-    inner = {
+    inner: dict[str, type[BaseModel]] = {
         "clusters": Cluster, "engine": Engine, "links": Link, "routing": Routing, "moe": MoE,
         "pipeline": Pipeline,
     }  # fmt: skip
@@ -166,12 +190,14 @@ def load_deployment(path: Path) -> Deployment:
 def find_file(name: str, beside: Path) -> Path:
     """Resolve a path of a deployment file: beside it, then among the shipped files.
 
-    Raises ConfigError naming both places.
+    Raises ConfigError naming both places, and the nearest shipped model.
     """
     for root in (beside, SHIPPED):
         if (root / name).exists():
             return root / name
-    raise ConfigError(f"{name}: neither in {beside} nor shipped")
+    models = [f"traces/models/{p.name}" for p in (SHIPPED / "traces" / "models").glob("*.json")]
+    hint = nearest(name, models) if name.endswith(".json") else ""
+    raise ConfigError(f"{name}: neither in {beside} nor shipped{hint}")
 
 
 def model_of(deployment: Deployment, beside: Path) -> ModelSpec:
@@ -181,45 +207,82 @@ def model_of(deployment: Deployment, beside: Path) -> ModelSpec:
 
 def check_layout(deployment: Deployment, model: ModelSpec) -> None:
     """Refuse what vLLM refuses, with its reason. Raises ConfigError."""
-    for cluster in deployment.clusters:
-        engine, where = cluster.engine, f"clusters[{cluster.name}].engine"
-        tp = engine.tensor_parallel_size
-        if model.heads % tp:
-            raise ConfigError(
-                f"{where}.tensor_parallel_size: {tp} does not divide the model's "
-                f"{model.heads} attention heads"
-            )
-        if max(model.kv_heads, tp) % min(model.kv_heads, tp):
-            raise ConfigError(
-                f"{where}.tensor_parallel_size: {tp} neither divides nor is a multiple of the "
-                f"model's {model.kv_heads} KV heads"
-            )
-        if engine.pipeline_parallel_size > model.layers:
-            raise ConfigError(
-                f"{where}.pipeline_parallel_size: {engine.pipeline_parallel_size} stages for "
-                f"{model.layers} layers"
-            )
-        if engine.enable_expert_parallel:
-            _check_experts(engine, model, where)
-        length = engine.max_model_len or model.max_len
-        if not engine.enable_chunked_prefill and engine.max_num_batched_tokens < length:
-            raise ConfigError(
-                f"{where}.max_num_batched_tokens: {engine.max_num_batched_tokens} is smaller "
-                f"than max_model_len {length} while enable_chunked_prefill is false"
-            )
-        if engine.max_num_batched_tokens < engine.max_num_seqs:
-            raise ConfigError(
-                f"{where}.max_num_batched_tokens: {engine.max_num_batched_tokens} is smaller "
-                f"than max_num_seqs {engine.max_num_seqs}"
-            )
+    names = [cluster.name for cluster in deployment.clusters]
+    for i, cluster in enumerate(deployment.clusters):
+        if cluster.name in names[:i]:
+            raise ConfigError(f"clusters[{i}].name: {cluster.name!r} is already taken")
+        where = f"clusters[{cluster.name}].engine"
+        _check_tensor_parallel(cluster.engine, model, where)
+        if cluster.role != "attention":  # it holds no experts
+            _check_experts(cluster.engine, model, where)
+        _check_scheduler(cluster.engine, model, where)
+    for i, link in enumerate(deployment.links):
+        for end, name in (("from", link.from_), ("to", link.to)):
+            if name not in names:
+                raise ConfigError(
+                    f"links[{i}].{end}: unknown cluster {name!r}{nearest(name, names)}"
+                )
+
+
+def _check_tensor_parallel(engine: Engine, model: ModelSpec, where: str) -> None:
+    tp, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
+    if model.heads % tp:
+        raise ConfigError(
+            f"{where}.tensor_parallel_size: {tp} does not divide the model's "
+            f"{model.heads} attention heads"
+        )
+    if model.mla is None and max(model.kv_heads, tp) % min(model.kv_heads, tp):
+        raise ConfigError(
+            f"{where}.tensor_parallel_size: {tp} neither divides nor is a multiple of the "
+            f"model's {model.kv_heads} KV heads"
+        )
+    if model.moe_layers < model.layers and model.inter % tp:
+        raise ConfigError(
+            f"{where}.tensor_parallel_size: {tp} does not divide the model's "
+            f"intermediate_size {model.inter}"
+        )
+    if stages > model.layers:
+        raise ConfigError(
+            f"{where}.pipeline_parallel_size: {stages} stages for {model.layers} layers"
+        )
 
 
 def _check_experts(engine: Engine, model: ModelSpec, where: str) -> None:
-    if model.moe is None:
-        raise ConfigError(f"{where}.enable_expert_parallel: the model has no experts")
     ranks = engine.tensor_parallel_size * engine.data_parallel_size
+    if engine.enable_eplb and not engine.enable_expert_parallel:
+        raise ConfigError(f"{where}.enable_eplb: needs enable_expert_parallel")
+    if engine.num_redundant_experts and not engine.enable_eplb:
+        raise ConfigError(f"{where}.num_redundant_experts: needs enable_eplb")
+    if model.moe is None:
+        if engine.enable_expert_parallel:
+            raise ConfigError(f"{where}.enable_expert_parallel: the model has no experts")
+        return
     experts = model.moe.experts + engine.num_redundant_experts
-    if experts % ranks:
+    if engine.enable_expert_parallel and experts % ranks:
         raise ConfigError(
             f"{where}.enable_expert_parallel: {experts} experts over {ranks} ranks do not divide"
+        )
+    if not engine.enable_expert_parallel and model.moe.inter % ranks:
+        raise ConfigError(
+            f"{where}: {ranks} ranks (tensor x data parallel) do not divide the experts' "
+            f"intermediate size {model.moe.inter}; enable_expert_parallel splits by expert"
+        )
+
+
+def _check_scheduler(engine: Engine, model: ModelSpec, where: str) -> None:
+    length, budget = engine.max_model_len or model.max_len, engine.max_num_batched_tokens
+    if not engine.enable_chunked_prefill and budget < length:
+        raise ConfigError(
+            f"{where}.max_num_batched_tokens: {budget} is smaller than max_model_len {length} "
+            "while enable_chunked_prefill is false"
+        )
+    if budget < engine.max_num_seqs:
+        raise ConfigError(
+            f"{where}.max_num_batched_tokens: {budget} is smaller than max_num_seqs "
+            f"{engine.max_num_seqs}"
+        )
+    if engine.long_prefill_token_threshold > length:
+        raise ConfigError(
+            f"{where}.long_prefill_token_threshold: {engine.long_prefill_token_threshold} is "
+            f"greater than max_model_len {length}"
         )

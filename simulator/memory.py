@@ -1,17 +1,33 @@
 """KV capacity: taken from the capture, else computed as vLLM sizes its pool.
 
-vLLM's rule (``v1/core/kv_cache_utils.py``): what ``gpu_memory_utilization`` grants, less
-weights, peak activations and graphs, divided by the bytes of one block of all the layers
-that share it.
+vLLM's rule (``v1/worker/gpu_worker.py``, ``v1/core/kv_cache_utils.py``): what
+``gpu_memory_utilization`` grants of the device's memory, less weights, peak activations,
+CUDA graphs and what libraries took since start-up, divided by the bytes of one block of the
+layers that share it; every rank gets the number of the poorest. NCCL's buffers are taken
+before vLLM's first look at the memory and do not count.
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from simulator.deployment import Engine
+from simulator.kv.groups import Group
 from simulator.model import ModelSpec, dtype_bytes
+from simulator.weights import compute_bytes, weight_bytes
 from traces.errors import ConfigError
+
+MIB = 1 << 20
+# Kernels loaded, workspaces of libraries, allocator slack: vLLM measures them, we cannot.
+# aiconfigurator-core 0.12 notes this much as observed (comments in its systems/*.yaml).
+RUNTIME_BYTES = 551 * MIB
+# The sampler of the profiling run holds logits in 16 bits and fp32, probabilities and
+# noise in fp32 at once (v1/sample/ops/topk_topp_sampler.py), and an fp32 row for each
+# program of its top-k kernel: one per SM, of which every large GPU has about this many.
+BYTES_PER_LOGIT = 2 + 4 + 4 + 4
+SAMPLER_PROGRAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,58 +39,202 @@ class KVCapacity:
     detail: str = ""
 
 
-def weight_bytes(model: ModelSpec, engine: Engine) -> int:
-    """Bytes of weights on one rank (embeddings and layers split over TP and PP)."""
-    size = dtype_bytes(engine.quantization or model.quantization or model.dtype)
-    ranks = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    total = model.parameters()
-    if model.moe is None or not engine.enable_expert_parallel:
-        return int(total * size / ranks)
-    routed = 3 * model.hidden * model.moe.inter * model.moe.experts * model.moe_layers
-    expert_ranks = ranks * engine.data_parallel_size
-    return int(((total - routed) / ranks + routed / expert_ranks) * size)
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes of one rank: what the engine may use, and what it needs beside the KV cache."""
+
+    granted: float
+    weights: int
+    activations: int
+    graphs: int
+
+    @property
+    def left(self) -> float:
+        """Bytes for the KV cache; negative if the rest does not fit."""
+        return self.granted - self.weights - self.activations - self.graphs - RUNTIME_BYTES
+
+    def __str__(self) -> str:
+        """The sum, in GB."""
+        parts = {
+            "weights": self.weights, "activations": self.activations,
+            "CUDA graphs": self.graphs, "runtime": RUNTIME_BYTES,
+        }  # fmt: skip
+        spent = " - ".join(f"{size / 1e9:.1f} GB {name}" for name, size in parts.items())
+        return f"{self.granted / 1e9:.1f} GB granted - {spent} = {self.left / 1e9:.1f} GB"
 
 
-def activation_bytes(model: ModelSpec, engine: Engine) -> int:
-    """Peak activations of one forward at the token budget, estimated.
-
-    The residual stream, the widest projection and the logits of every sequence in fp32,
-    as vLLM's profiling run meets them; it measures, we estimate.
-    """
-    size = dtype_bytes("bfloat16" if engine.dtype == "auto" else engine.dtype)
-    tp = engine.tensor_parallel_size
-    widest = max(2 * model.inter // tp, (model.heads + 2 * model.kv_heads) * model.head_dim // tp)
-    if model.moe is not None:
-        widest = max(widest, 2 * model.moe.inter * model.moe.top_k // tp)
-    tokens = engine.max_num_batched_tokens
-    return int(tokens * (3 * model.hidden + widest) * size + engine.max_num_seqs * model.vocab * 4)
-
-
-def block_bytes(model: ModelSpec, engine: Engine) -> int:
-    """Bytes of one pool block on one rank."""
-    per_token = model.kv_bytes_per_token(engine.kv_cache_dtype, engine.tensor_parallel_size)
-    share = model.layers_per_group() / model.layers / engine.pipeline_parallel_size
-    return max(1, int(per_token * share * engine.block_size))
-
-
-def kv_capacity(model: ModelSpec, engine: Engine, memory_gb: float | None, name: str) -> KVCapacity:
+def kv_capacity(
+    model: ModelSpec,
+    engine: Engine,
+    memory_gb: float | None,
+    name: str,
+    engine_version: str | None = None,
+) -> KVCapacity:
     """Blocks of a replica of cluster ``name``; ``memory_gb`` is the device's, in GB (1e9).
 
-    Raises ConfigError if nothing is given to compute it from, or if the weights do not fit.
+    Raises ConfigError if nothing is given to compute it from, and where vLLM would refuse:
+    weights that do not fit, no KV block, one request of max_model_len that does not fit.
     """
     if engine.num_gpu_blocks is not None:
         return KVCapacity(engine.num_gpu_blocks, "given")
-    where = f"clusters[{name}].engine.num_gpu_blocks"
+    where = f"clusters[{name}].engine"
     if memory_gb is None:
-        raise ConfigError(f"{where}: needed, the hardware sheet names no device memory")
-    granted = memory_gb * 1e9 * engine.gpu_memory_utilization
-    weights, activations = weight_bytes(model, engine), activation_bytes(model, engine)
-    left = granted - weights - activations
-    detail = (
-        f"{granted / 1e9:.1f} GB granted - {weights / 1e9:.1f} GB weights - "
-        f"{activations / 1e9:.1f} GB activations"
+        raise ConfigError(
+            f"{where}.num_gpu_blocks: needed, the hardware sheet names no device memory"
+        )
+    stages = pipeline_stages(model.layers, engine.pipeline_parallel_size)
+    budgets = [memory_budget(model, engine, memory_gb, s, engine_version) for s in stages]
+    blocks = [
+        int(budget.left // block_bytes(model, engine, stage))
+        for budget, stage in zip(budgets, stages, strict=True)
+    ]
+    poorest = blocks.index(min(blocks))
+    _check_room(model, engine, budgets[poorest], blocks[poorest], where)
+    return KVCapacity(blocks[poorest], "computed", str(budgets[poorest]))
+
+
+def memory_budget(
+    model: ModelSpec,
+    engine: Engine,
+    memory_gb: float,
+    stage: range,
+    engine_version: str | None = None,
+) -> Budget:
+    """What a rank of the pipeline stage with the layers ``stage`` has and needs."""
+    recent = _since_0_20(engine_version)
+    share = engine.gpu_memory_utilization or (0.92 if recent else 0.90)
+    return Budget(
+        granted=memory_gb * 1e9 * share,
+        weights=weight_bytes(model, engine, stage),
+        activations=activation_bytes(model, engine),
+        graphs=graph_bytes(model, engine) if recent else 0,
     )
-    blocks = int(left // block_bytes(model, engine))
+
+
+def activation_bytes(model: ModelSpec, engine: Engine) -> int:
+    """Peak of vLLM's profiling run: a forward of the token budget, or the sampler after it."""
+    tokens, size = engine.max_num_batched_tokens, compute_bytes(model, engine)
+    forward = max(_forward_bytes(model, engine, tokens), _mla_context_bytes(model, engine))
+    sampler = tokens * model.hidden * size + model.vocab * (
+        engine.max_num_seqs * BYTES_PER_LOGIT + min(engine.max_num_seqs, SAMPLER_PROGRAMS) * 4
+    )
+    return max(forward, sampler)
+
+
+def graph_bytes(model: ModelSpec, engine: Engine) -> int:
+    """vLLM's estimate for CUDA graphs: the largest batch's activations and 1 MiB a graph.
+
+    Every size is captured piecewise, those up to max_num_seqs also as a whole decode step
+    (``profile_cudagraph_memory``: the first of each kind is measured, the others cost at
+    least 1 MiB).
+    """
+    sizes = engine.graph_sizes()
+    if not sizes:
+        return 0
+    whole = sum(size <= engine.max_num_seqs for size in sizes)
+    return _forward_bytes(model, engine, sizes[-1]) + (len(sizes) + whole) * MIB
+
+
+def block_bytes(model: ModelSpec, engine: Engine, stage: range | None = None) -> int:
+    """Bytes of one pool block on one rank: the largest group's layers in the stage."""
+    layers = range(model.layers) if stage is None else stage
+    size = compute_bytes(model, engine)
+    if engine.kv_cache_dtype != "auto":
+        size = dtype_bytes(engine.kv_cache_dtype)
+    page = model.kv_elements(engine.tensor_parallel_size) * size * engine.block_size
+    widest = max(sum(i in layers for i in group.layers) for group in model.kv_groups())
+    return page * widest
+
+
+def pipeline_stages(layers: int, stages: int) -> list[range]:
+    """Layers of each pipeline stage; what is left over goes to the stages before the last.
+
+    vLLM's ``distributed/utils.py: get_pp_indices``.
+
+    >>> [len(stage) for stage in pipeline_stages(62, 4)]
+    [15, 16, 16, 15]
+    """
+    sizes = [layers // stages] * stages
+    for i in range(2, layers % stages + 2):
+        sizes[-i] += 1
+    ends = [sum(sizes[: i + 1]) for i in range(stages)]
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _forward_bytes(model: ModelSpec, engine: Engine, tokens: int) -> int:
+    """Activations alive at once at the widest point of a layer, residual stream included."""
+    tp = engine.tensor_parallel_size
+    heads, kv_heads = model.heads // tp, max(1, model.kv_heads // tp)
+    if model.mla is not None:
+        kv_heads = heads  # keys and values are brought back to all heads
+    row = 2 * (heads + kv_heads) * model.head_dim
+    if model.moe_layers < model.layers:  # gate, up and their product
+        row = max(row, 3 * model.inter // tp)
+    if model.moe is not None:
+        row = max(row, _expert_row(model, engine))
+    return tokens * (2 * model.hidden + row) * compute_bytes(model, engine)
+
+
+def _mla_context_bytes(model: ModelSpec, engine: Engine) -> int:
+    """The up-projected context of chunked prefills, which the profiling run sets aside.
+
+    ``mla_attention.py``: ``determine_chunked_prefill_workspace_size`` tokens of it.
+    """
+    if model.mla is None:
+        return 0
+    length = engine.max_model_len or model.max_len
+    tokens = min(max(8 * length, 4 * engine.max_num_seqs * engine.block_size), 64 * 1024)
+    row = model.heads // engine.tensor_parallel_size
+    row *= model.mla.nope_head_dim + model.mla.v_head_dim
+    return tokens * row * compute_bytes(model, engine)
+
+
+def _expert_row(model: ModelSpec, engine: Engine) -> int:
+    """Elements per token of the fused experts' workspaces (``TritonExperts.workspace_shapes``).
+
+    A row per chosen expert. Under expert parallelism a rank is taken to receive as many
+    rows as its own tokens make.
+    """
+    moe, tp = model.moe, engine.tensor_parallel_size
+    assert moe is not None
+    inter = moe.inter
+    if not engine.enable_expert_parallel:
+        inter //= tp * engine.data_parallel_size
+    row = max(inter, model.hidden) + max(2 * inter, model.hidden)
+    return moe.top_k * row + 3 * moe.shared_inter // tp
+
+
+def _check_room(model: ModelSpec, engine: Engine, budget: Budget, blocks: int, where: str) -> None:
+    if budget.weights > budget.granted:
+        over = (budget.weights - budget.granted) / 1e9
+        raise ConfigError(
+            f"{where}: the weights do not fit: {budget.weights / 1e9:.1f} GB a rank, "
+            f"{budget.granted / 1e9:.1f} GB granted, {over:.1f} GB too much"
+        )
     if blocks < 2:
-        raise ConfigError(f"{where}: no KV block fits: {detail} = {left / 1e9:.1f} GB")
-    return KVCapacity(blocks, "computed", detail)
+        raise ConfigError(f"{where}: no KV block fits: {budget}")
+    length = engine.max_model_len or model.max_len
+    if _blocks_needed(model, engine, length) > blocks - 1:
+        fits = bisect_right(
+            range(1, length + 1), blocks - 1, key=lambda n: _blocks_needed(model, engine, n)
+        )
+        raise ConfigError(
+            f"{where}.max_model_len: one request of {length} tokens does not fit in the KV "
+            f"cache: {blocks - 1} blocks of {engine.block_size} hold at most {fits} ({budget})"
+        )
+
+
+def _blocks_needed(model: ModelSpec, engine: Engine, tokens: int) -> int:
+    """Blocks that one request of that length takes in all KV groups."""
+    batches = engine.pipeline_parallel_size + engine.async_scheduling  # at once in flight
+    in_flight = batches * engine.max_num_batched_tokens
+    return sum(
+        Group(engine.block_size, window).admission_cap(in_flight, tokens)
+        for window in model.kv_windows()
+    )
+
+
+def _since_0_20(engine_version: str | None) -> bool:
+    """vLLM 0.20 counts CUDA graphs and raised the default utilization from 0.90 to 0.92."""
+    found = re.match(r"(\d+)\.(\d+)", engine_version or "")
+    return found is None or (int(found[1]), int(found[2])) >= (0, 20)
