@@ -14,13 +14,14 @@ from simulator.deployment import (
     load_deployment,
     parse_deployment,
 )
+from simulator.hardware import load_hardware
 from simulator.memory import KVCapacity, kv_capacity
 from simulator.model import ModelSpec, load_model
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.step_time.base import StepTimeModel
 from simulator.step_time.fitted import FittedStepTime, load_profile
-from traces.bundle import content_hash, is_bundle, read_bundle
+from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.errors import ConfigError
 
 ENGINE_VERSIONS = ("0.32.0",)
@@ -73,7 +74,9 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     else:
         deployment, home = load_deployment(path), path.resolve().parent
         version = deployment.engine_version
-    model_file = find_file(deployment.model, home)
+    model_file = (
+        inside(path, deployment.model) if is_bundle(path) else find_file(deployment.model, home)
+    )
     model = load_model(model_file)
     check_layout(deployment, model)
     if operators is not None:
@@ -83,10 +86,16 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
         known = ", ".join(ENGINE_VERSIONS)
         ignored.append(f"engine version {version or 'unknown'}: scheduler rules of vLLM {known}")
     ignored += _not_honoured(deployment)
-    capacity = kv_capacity(model, cluster.engine, _memory_gb(cluster), cluster.name)
-    return Plan(  # fmt: skip
-        deployment, home, model_file, model, cluster, capacity,
-        version or ENGINE_VERSIONS[-1], tuple(ignored),
+    capacity = kv_capacity(model, cluster.engine, _memory_gb(cluster, home), cluster.name, version)
+    return Plan(
+        deployment,
+        home,
+        model_file,
+        model,
+        cluster,
+        capacity,
+        version or ENGINE_VERSIONS[-1],
+        tuple(ignored),
     )
 
 
@@ -119,12 +128,18 @@ def _not_honoured(deployment: Deployment) -> list[str]:
     return [name for name, given in found.items() if given]
 
 
-def _memory_gb(cluster: Cluster) -> float | None:
+def _memory_gb(cluster: Cluster, home: Path) -> float | None:
     if cluster.engine.num_gpu_blocks is not None:
         return None
-    from simulator.hardware import load_hardware
+    return load_hardware(cluster.hardware, home).memory_gb
 
-    return load_hardware(cluster.hardware).memory_gb
+
+def _device(name: str, home: Path) -> str:
+    """The sheet's name of a device, the name itself where there is no sheet."""
+    try:
+        return load_hardware(name, home).name
+    except ConfigError:
+        return name
 
 
 def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
@@ -140,11 +155,17 @@ def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
                 f"{path}: fitted for {key} {value}, the deployment's model has "
                 f"{getattr(plan.model, key)}"
             )
-    if profile.hardware != plan.cluster.hardware:
+    if _device(profile.hardware, plan.home) != _device(plan.cluster.hardware, plan.home):
         raise ConfigError(
             f"{path}: fitted on hardware {profile.hardware!r}, the deployment names "
             f"{plan.cluster.hardware!r}"
         )
+    for key, value in profile.layout.items():
+        if getattr(plan.cluster.engine, key) != value:
+            raise ConfigError(
+                f"{path}: fitted under {key} {value}, the deployment has "
+                f"{getattr(plan.cluster.engine, key)}"
+            )
     note = {
         "profile": content_hash(path / "profile.yaml"),
         "fitted_on": [f["hash"] for f in profile.fitted_on],

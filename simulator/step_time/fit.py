@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from simulator.deployment import parse_deployment
 from simulator.model import ModelSpec, model_from_config
 from simulator.step_time.base import BatchShape
-from simulator.step_time.fitted import RANGED, StepProfile
+from simulator.step_time.fitted import LAYOUT, RANGED, StepProfile
 from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
 from traces.bundle import Bundle, bundle_hash
 from traces.errors import TraceError
@@ -231,13 +231,14 @@ def fit_profile(
     }
     shapes = [s for part in samples for s in part.shapes]
     frontend = frontend_delay(np.concatenate([s.frontend_s for s in samples]))
-    deployment = parse_deployment(first.manifest.deployment, str(first.path))
+    cluster = parse_deployment(first.manifest.deployment, str(first.path)).clusters[0]
     return StepProfile(
         model={f.name: getattr(model, f.name) for f in fields(ModelSpec)
                if f.name in ("model_type", "layers", "hidden", "vocab")},
         engine=first.manifest.engine,
         engine_version=first.manifest.engine_version,
-        hardware=deployment.clusters[0].hardware,
+        hardware=cluster.hardware,
+        layout={name: getattr(cluster.engine, name) for name in LAYOUT},
         forward=parts["forward"][0],
         host=parts["host"][0],
         gap=parts["gap"][0],

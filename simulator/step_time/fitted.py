@@ -21,6 +21,11 @@ from traces.errors import TraceError, nearest
 
 PROFILE = "profile.yaml"
 SCHEMA = 1
+# arguments of the engine under which one profile's times do not hold for another's
+LAYOUT = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+    "enable_expert_parallel", "dtype", "kv_cache_dtype", "quantization", "enforce_eager",
+)  # fmt: skip
 RANGED = ("tokens", "rows", "decode_context", "prefill_pairs")
 
 
@@ -28,15 +33,17 @@ RANGED = ("tokens", "rows", "decode_context", "prefill_pairs")
 class StepProfile:
     """Content of ``profile.yaml``; coefficients are seconds per unit of their term.
 
-    ``ranges`` holds the smallest and largest value of each ranged feature that was fitted;
-    ``fit`` what the fit achieved; ``fitted_on`` bundle hashes, so that no run is taken for
-    a hold-out that was fitted.
+    ``layout`` holds the engine's arguments that a step's time depends on; ``ranges`` the
+    smallest and largest value of each ranged feature that was fitted; ``fit`` what the fit
+    achieved; ``fitted_on`` bundle hashes, so that no run is taken for a hold-out that was
+    fitted.
     """
 
     model: dict[str, Any]
     engine: str
     engine_version: str
     hardware: str
+    layout: dict[str, Any]
     forward: dict[str, float]
     host: dict[str, float]
     gap: dict[str, float]

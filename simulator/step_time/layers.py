@@ -1,0 +1,153 @@
+"""The operators of one step on one rank: family, shape and how many, from the model.
+
+A decoder layer of GQA, tensor-parallel over t ranks (vLLM's fused projections)::
+
+    norm -> qkv_proj -> [qk_norm] -> rotary -> kv_write -> attention -> o_proj -> all_reduce
+    norm -> gate_up_proj -> act_fn -> down_proj -> all_reduce                     (dense)
+    norm -> router -> grouped_gemm (+ shared expert) -> all_reduce                (MoE)
+
+then the final norm, lm_head over the rows that sample (vocabulary split over t) and the
+sampler. With MLA the projections are q_a, q_b (or q), kv_a and o; W_UK and W_UV are part of
+the attention kernel's inputs (kv_b).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simulator.deployment import Engine
+from simulator.model import MLASpec, ModelSpec
+
+TOKENS, SAMPLED = "tokens", "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator, run ``count`` times in a step.
+
+    ``family`` and the keys of ``shape`` are those of the ``kernels`` table. ``rows`` says what
+    its size grows with: the tokens of the step or the rows that sample. For collectives
+    ``shape`` holds ``bytes`` per row.
+    """
+
+    family: str
+    layer: str
+    rows: Literal["tokens", "sampled"]
+    shape: dict[str, int] = field(default_factory=dict)
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """The attention of ``count`` layers: ``window`` in tokens, 0 for full attention."""
+
+    family: Literal["gqa", "mla"]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    count: int
+
+
+def attention_calls(model: ModelSpec, tp: int) -> list[AttentionCall]:
+    """Attention kernels of a step on one rank, one entry per window."""
+    heads, kv_heads = model.heads // tp, max(1, model.kv_heads // tp)
+    if model.mla is not None:
+        width = model.mla.kv_lora_rank + model.mla.rope_head_dim
+        return [AttentionCall("mla", heads, 1, width, 0, model.layers)]
+    counts: dict[int, int] = {}
+    for window in model.windows:
+        counts[window or 0] = counts.get(window or 0, 0) + 1
+    return [
+        AttentionCall("gqa", heads, kv_heads, model.head_dim, window, count)
+        for window, count in counts.items()
+    ]
+
+
+def calls(model: ModelSpec, engine: Engine) -> list[Call]:
+    """All operators of a step but attention, on one tensor-parallel rank."""
+    tp = engine.tensor_parallel_size
+    return [
+        Call("elementwise", "embedding", TOKENS, {"hidden": model.hidden}),
+        *_attention_block(model, tp),
+        *_mlp_blocks(model, engine),
+        Call("elementwise", "final_layernorm", TOKENS, {"hidden": model.hidden}),
+        Call("linear", "lm_head", SAMPLED, {"n": -(-model.vocab // tp), "k": model.hidden}),
+        *_gather_logits(model, tp),
+        Call("sampling", "sampler", SAMPLED, {"hidden": model.vocab}),
+    ]
+
+
+def _attention_block(model: ModelSpec, tp: int) -> Iterator[Call]:
+    hidden, layers = model.hidden, model.layers
+    yield Call("elementwise", "layernorm", TOKENS, {"hidden": hidden}, layers)
+    if model.mla is not None:
+        yield from _mla_projections(model, model.mla, tp)
+        out = model.heads // tp * model.mla.v_head_dim
+    else:
+        q, kv = model.heads // tp, max(1, model.kv_heads // tp)
+        out = q * model.head_dim
+        width = (q + 2 * kv) * model.head_dim
+        yield Call("linear", "qkv_proj", TOKENS, {"n": width, "k": hidden}, layers)
+        if model.model_type in ("qwen3", "qwen3_moe"):
+            yield Call("elementwise", "qk_norm", TOKENS, {"hidden": width}, layers)
+        yield Call("elementwise", "rotary_emb", TOKENS, {"hidden": width}, layers)
+    yield Call("elementwise", "kv_write", TOKENS, {"hidden": model.kv_elements(tp)}, layers)
+    yield Call("linear", "o_proj", TOKENS, {"n": hidden, "k": out}, layers)
+    yield from _all_reduce(model, tp, layers)
+
+
+def _mla_projections(model: ModelSpec, mla: MLASpec, tp: int) -> Iterator[Call]:
+    hidden, layers = model.hidden, model.layers
+    q_width = model.heads // tp * (mla.nope_head_dim + mla.rope_head_dim)
+    kv_width = mla.kv_lora_rank + mla.rope_head_dim
+    if mla.q_lora_rank is None:
+        yield Call("linear", "q_proj", TOKENS, {"n": q_width, "k": hidden}, layers)
+        yield Call("linear", "kv_a_proj", TOKENS, {"n": kv_width, "k": hidden}, layers)
+    else:
+        down = mla.q_lora_rank + kv_width
+        yield Call("linear", "fused_qkv_a_proj", TOKENS, {"n": down, "k": hidden}, layers)
+        yield Call("linear", "q_b_proj", TOKENS, {"n": q_width, "k": mla.q_lora_rank}, layers)
+    yield Call("elementwise", "rotary_emb", TOKENS, {"hidden": q_width}, layers)
+
+
+def _mlp_blocks(model: ModelSpec, engine: Engine) -> Iterator[Call]:
+    tp = engine.tensor_parallel_size
+    dense = model.layers - model.moe_layers
+    yield Call("elementwise", "layernorm", TOKENS, {"hidden": model.hidden}, model.layers)
+    if dense:
+        yield from _gated_mlp(model.hidden, model.inter // tp, dense)
+    if model.moe is not None:
+        moe, layers = model.moe, model.moe_layers
+        ep = tp * engine.data_parallel_size if engine.enable_expert_parallel else 1
+        yield Call(
+            "router", "gate", TOKENS, {"experts": moe.experts, "hidden": model.hidden}, layers
+        )
+        shape = {
+            "experts": moe.experts, "local_experts": moe.experts // ep, "top_k": moe.top_k,
+            "hidden": model.hidden, "inter": moe.inter, "tp": 1 if ep > 1 else tp, "ep": ep,
+        }  # fmt: skip
+        yield Call("grouped_gemm", "experts", TOKENS, shape, layers)
+        if moe.shared_inter:
+            yield from _gated_mlp(model.hidden, moe.shared_inter // tp, layers)
+    yield from _all_reduce(model, tp, model.layers)
+
+
+def _gated_mlp(hidden: int, inter: int, layers: int) -> Iterator[Call]:
+    yield Call("linear", "gate_up_proj", TOKENS, {"n": 2 * inter, "k": hidden}, layers)
+    yield Call("elementwise", "act_fn", TOKENS, {"hidden": inter}, layers)
+    yield Call("linear", "down_proj", TOKENS, {"n": hidden, "k": inter}, layers)
+
+
+def _all_reduce(model: ModelSpec, tp: int, layers: int) -> Iterator[Call]:
+    if tp > 1:
+        size = 2 * model.hidden  # activations in 16 bits
+        yield Call("all_reduce", "all_reduce", TOKENS, {"bytes": size, "ranks": tp}, layers)
+
+
+def _gather_logits(model: ModelSpec, tp: int) -> Iterator[Call]:
+    if tp > 1:
+        size = 2 * model.vocab // tp
+        yield Call("all_gather", "logits", SAMPLED, {"bytes": size, "ranks": tp})
