@@ -50,7 +50,7 @@ $(VLLM_VENV)/.ready: pyproject.toml
 	touch $@
 
 vllm-test: $(VLLM_VENV)/.ready ## the tests against a real vLLM, on CPU
-	$(VLLM_BIN)/pytest -q -s -m vllm tests/e2e
+	$(VLLM_BIN)/pytest -q -s -m vllm tests
 
 samples: $(VENV)/.ready $(VLLM_VENV)/.ready ## capture the shipped bundles anew: half an hour, alone on the machine
 	$(BIN)/python traces/samples/make_samples.py

@@ -111,7 +111,7 @@ def _rows(file: str, where: str, bad: np.ndarray, what: str) -> Iterator[str]:
 
 
 def _order_faults(data: pa.Table, early: str, late: str, file: str) -> list[str]:
-    a, b = (pc.fill_null(data.column(n), np.nan).to_numpy() for n in (early, late))
+    a, b = (data.column(n).cast(pa.float64()).to_numpy(zero_copy_only=False) for n in (early, late))
     with np.errstate(invalid="ignore"):
         bad = b < a
     return list(_rows(file, f"column {late!r}", bad, f"is before {early!r}"))
@@ -126,9 +126,7 @@ def _key_faults(data: pa.Table, key: tuple[str, ...], file: str) -> list[str]:
     ]
 
 
-def _monotonic_faults(
-    data: pa.Table, group: tuple[str, ...], name: str, file: str
-) -> list[str]:
+def _monotonic_faults(data: pa.Table, group: tuple[str, ...], name: str, file: str) -> list[str]:
     ids = np.zeros(len(data), np.int64)
     for g in group:
         codes = pc.rank(data.column(g).combine_chunks(), tiebreaker="dense").to_numpy()

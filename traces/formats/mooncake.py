@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from traces.errors import TraceError
-from traces.formats.rows import Rows, read_jsonl
+from traces.formats.base import demand_of, left_out
+from traces.formats.read import read_jsonl
+from traces.formats.rows import Rows
 from traces.formats.text import write_text
-from traces.workload import Workload, make_workload
+from traces.workload import Workload
 
 BLOCK_TOKENS = 512
 
@@ -32,19 +34,17 @@ class Mooncake:
         rows = read_jsonl(path, self.columns, ["hash_ids"])
         arrival_ms = rows.floats("timestamp", minimum=0)
         rows.ordered("timestamp", arrival_ms)
-        prompt = rows.ints("input_length", minimum=1)
-        output = rows.ints("output_length", minimum=1)
+        prompt = rows.ints("input_length", minimum=0)
+        output = rows.ints("output_length", minimum=0)
         hashes = _full_blocks(rows, prompt)
-        rows.check()
-        columns: dict[str, Any] = {
-            "arrival_s": arrival_ms / 1e3,
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-        }
-        if any(h is not None for h in hashes):
-            columns["block_hashes"] = pa.array(hashes, pa.list_(pa.int64()))
-            return make_workload(columns, str(path), hash_block_tokens=BLOCK_TOKENS)
-        return make_workload(columns, str(path), notes={"prefix hashes": "none in the file"})
+        if all(h is None for h in hashes):
+            notes = {"prefix hashes": "none in the file"}
+            return demand_of(self.name, rows, arrival_ms / 1e3, prompt, output, notes=notes)
+        extra = {"block_hashes": pa.array(hashes, pa.list_(pa.int64()))}
+        return demand_of(
+            self.name, rows, arrival_ms / 1e3, prompt, output,
+            extra=extra, hash_block_tokens=BLOCK_TOKENS,
+        )  # fmt: skip
 
     def write(self, workload: Workload, path: Path) -> dict[str, Any]:
         """Write; returns what was lost. Raises TraceError if the blocks cannot become 512s."""
@@ -54,18 +54,12 @@ class Mooncake:
         outputs = table.column("output_tokens").to_pylist()
         ids = _ids(_at_512(workload), prompts)
         lines = [
-            json.dumps(
-                {"timestamp": t, "input_length": p, "output_length": o, "hash_ids": h}
-            )
+            json.dumps({"timestamp": t, "input_length": p, "output_length": o, "hash_ids": h})
             for t, p, o, h in zip(arrival_ms.tolist(), prompts, outputs, ids, strict=True)
         ]
         write_text(path, "\n".join(lines) + "\n")
-        return {
-            "arrivals rounded to": "1 ms",
-            "columns left out": [
-                c for c in table.column_names if c in ("session_id", "turn", "think_s", "priority")
-            ],
-        }
+        written = ("arrival_s", "prompt_tokens", "output_tokens", "block_hashes")
+        return {"arrivals rounded to": "1 ms", **left_out(workload, written)}
 
 
 def _full_blocks(rows: Rows, prompts: np.ndarray) -> list[list[int] | None]:
@@ -81,9 +75,7 @@ def _full_blocks(rows: Rows, prompts: np.ndarray) -> list[list[int] | None]:
         elif prompts[i] > 0 and not full <= len(ids) <= -(-int(prompts[i]) // BLOCK_TOKENS):
             bad[i] = f"{len(ids)} hash_ids do not fit {prompts[i]} tokens in blocks of 512"
         kept.append(None if i in bad else ids[:full])
-    mask = np.zeros(len(rows), bool)
-    mask[list(bad)] = True
-    rows.fault_rows(mask, bad.__getitem__)
+    rows.faults_at(bad)
     return kept
 
 
