@@ -156,16 +156,16 @@ def fit(bundles: tuple[Path, ...], out: Path) -> None:
 @click.option("--out", default="frontier-demo", show_default=True, type=DIRECTORY)
 @click.pass_context
 def demo(ctx: click.Context, out: Path) -> None:
-    """Fit on one shipped capture, replay a higher load, print the errors, write the reports."""
+    """Fit on shipped captures, replay a higher load, print the errors, write the reports."""
     from replay.simulate import run_replay
     from reports.validate import print_outcome, run_validate
     from traces.samples import sample_runs
 
     for model in ("dense", "moe"):
-        seen, (measured, *repeats) = sample_runs(f"{model}-low")[0], sample_runs(f"{model}-high")
+        seen, (measured, *repeats) = sample_runs(f"{model}-low"), sample_runs(f"{model}-high")
         profile, simulated, report = (out / model / d for d in ("profile", "simulated", "report"))
-        click.echo(f"\n{model}: fitted on {seen.parent.name}, held against {measured.parent.name}")
-        ctx.invoke(fit, bundles=(seen,), out=profile)
+        click.echo(f"\n{model}: fitted on {model}-low, held against {model}-high")
+        ctx.invoke(fit, bundles=seen, out=profile)
         click.echo(run_replay(measured, measured, simulated, operators=profile))
         card, judged = run_validate(measured, simulated, report, repeats=repeats, progress=_say)
         print_outcome(card, judged, report)

@@ -58,8 +58,9 @@ def describe(scheduler: Any) -> dict[str, Any]:
 
 
 def model_config(vllm_config: Any) -> dict[str, Any]:
-    """The model's HF configuration."""
+    """The model's HF configuration, less where on this machine it came from."""
     found: dict[str, Any] = plain(vllm_config.model_config.hf_config.to_dict())
+    found.pop("_name_or_path", None)
     return found
 
 
