@@ -298,8 +298,9 @@ def figures(group: Group, directory: Path) -> str:
     cells = [f"== {group.name}"]
     for name in found[0]:
         values = np.array([m[name] for m in found if name in m])
-        spread = f" ({values.std(ddof=1) / values.mean():.1%})" if len(values) > 1 else ""
-        cells.append(f"{name} {values.mean():.4g}{spread if values.mean() else ''}")
+        known = len(values) > 1 and values.mean() > 0
+        spread = f" ({values.std(ddof=1) / values.mean():.1%})" if known else ""
+        cells.append(f"{name} {values.mean():.4g}{spread}")
     return ", ".join(cells)
 
 
