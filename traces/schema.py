@@ -99,7 +99,9 @@ REQUESTS = Table(
         _time("think_s", "pause between the previous turn's last token and this arrival"),
         Column("priority", "int", "-", "smaller runs first", minimum=None),
         Column(
-            "block_hashes", "list[int]", "-",
+            "block_hashes",
+            "list[int]",
+            "-",
             "chained hash of every full block of hash_block_tokens, prompt then output",
             minimum=None,
         ),
@@ -181,6 +183,7 @@ KERNELS = Table(
     row="operator timing",
     columns=(
         Column("operator", "str", "-", "family, see simulator/operators", required=True),
+        Column("layer", "str", "-", "name of the layer, where the family has several"),
         *(
             Column(name, "int", unit, meaning)
             for name, unit, meaning in (
@@ -198,26 +201,32 @@ KERNELS = Table(
                 ("kv_heads", "-", "KV heads on the device"),
                 ("head_dim", "-", "head dimension"),
                 ("window", "tokens", "sliding window, 0 for none"),
-                ("tokens", "tokens", "tokens in the operator"),
+                ("tokens", "tokens", "tokens in the operator (MoE: of all ranks of the layer)"),
                 ("experts", "-", "routed experts in the layer"),
                 ("local_experts", "-", "routed experts on the device"),
-                ("active_experts", "-", "experts with at least one token"),
-                ("max_tokens", "tokens", "tokens of the fullest expert"),
+                ("active_experts", "-", "local experts with at least one token"),
+                ("routed_tokens", "tokens", "token-expert pairs on the device"),
+                ("max_tokens", "tokens", "tokens of the fullest local expert"),
                 ("top_k", "-", "experts per token"),
-                ("hidden", "-", "hidden size"),
-                ("inter", "-", "intermediate size of one expert"),
+                ("hidden", "-", "hidden size (element-wise: width of a row)"),
+                ("inter", "-", "intermediate size of one expert, before tensor parallelism"),
                 ("tp", "-", "tensor-parallel size"),
                 ("ep", "-", "expert-parallel size"),
-                ("bytes", "B", "message size per rank"),
+                ("bytes", "B", "the larger of a rank's input and output buffer (as nccl-tests)"),
                 ("ranks", "-", "ranks in the collective"),
                 ("nodes", "-", "nodes the ranks span"),
+                ("sms", "-", "SMs given to communication, 0 for the kernel's own choice"),
             )
         ),
+        Column("query_lens", "list[int]", "tokens", "query length of each request, mixed lengths"),
+        Column("context_lens", "list[int]", "tokens", "context of each request, mixed lengths"),
         Column("expert_tokens", "list[int]", "tokens", "tokens per expert, where recorded"),
+        Column("load_cv", "float", "1", "std / mean of the tokens per local expert"),
         Column("kv_dtype", "str", "-", "type of the KV cache"),
+        Column("attention_dtype", "str", "-", "type attention computes in, inside a module"),
         Column("load", "str", "-", "label of the expert load"),
-        Column("layer", "str", "-", "name of the layer"),
         Column("duration_s", "float", "s", "time of one call", required=True),
+        Column("std_s", "float", "s", "standard deviation over the calls, where given"),
         Column("timing", "str", "-", "what is timed", True, choices=("kernel", "with_launch")),
         Column("device", "str", "-", "hardware sheet name", required=True),
         Column("node", "str", "-", "machine the device sat in"),
@@ -294,6 +303,5 @@ ROUTING = Table(
 )
 
 TABLES: dict[str, Table] = {
-    t.name: t
-    for t in (REQUESTS, STEPS, STEP_REQUESTS, KERNELS, EXPERTS, SPANS, TRANSFERS, ROUTING)
+    t.name: t for t in (REQUESTS, STEPS, STEP_REQUESTS, KERNELS, EXPERTS, SPANS, TRANSFERS, ROUTING)
 }

@@ -1,0 +1,28 @@
+"""The kernels of a captured bundle: its own ``kernels.parquet``, as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from traces.bundle import MANIFEST, read_bundle
+from traces.errors import TraceError
+from traces.kernels.base import Reading, Selection
+from traces.schema import KERNELS
+
+
+class BundleKernels:
+    """What ``frontier capture --profile-kernels`` recorded; the data is its owner's."""
+
+    name = "bundle"
+    licence = "that of the bundle"
+
+    def read(self, path: Path, wanted: Selection) -> Reading:
+        bundle = read_bundle(path, eager=False)
+        if KERNELS.name not in bundle:
+            raise TraceError(f"{path}: no {KERNELS.file} in the bundle (capture --profile-kernels)")
+        table = bundle.table(KERNELS.name)
+        if wanted.gpu is not None:
+            table = table.filter(pc.equal(table.column("device"), wanted.gpu))
+        return Reading(table, [path / MANIFEST, path / KERNELS.file])
