@@ -197,7 +197,7 @@ def fit_part(matrix: Floats, seconds: Floats) -> Floats:
     scale = np.maximum(matrix.max(axis=0), 1e-12)
     predicted = np.full(len(seconds), max(float(seconds.mean()), 1e-9))
     for _ in range(ROUNDS):
-        root = 1.0 / np.sqrt(np.maximum(predicted, 1e-3 * seconds.mean() + 1e-9))
+        root = np.sqrt(_weights(predicted, seconds))
         solution, _ = nnls(matrix / scale * root[:, None], seconds * root, maxiter=10_000)
         predicted = (matrix / scale) @ solution
     coefficients: Floats = solution / scale
@@ -270,7 +270,7 @@ def _fit_named(
     if not len(seconds) or seconds.max() <= 0:
         return {"step": 0.0}, {}, {"steps": float(len(seconds))}
     coefficients = fit_part(matrix, seconds)
-    draws = _resampled(matrix, seconds)
+    draws = _resampled(matrix, seconds, coefficients)
     predicted = matrix @ coefficients
     kept = [i for i, c in enumerate(coefficients) if c > 0]
     names = list(terms)
@@ -286,15 +286,33 @@ def _fit_named(
     return {names[i]: float(coefficients[i]) for i in kept}, intervals, error
 
 
-def _resampled(matrix: Floats, seconds: Floats) -> Floats:
-    """Coefficients refitted on resampled blocks of successive steps, ``(draws, n_terms)``."""
+def _resampled(matrix: Floats, seconds: Floats, coefficients: Floats) -> Floats:
+    """Coefficients refitted on resampled blocks of successive steps, ``(draws, n_terms)``.
+
+    Weights stay those of the fit, so a draw is a sum of the blocks' normal equations.
+    """
+    from scipy.optimize import nnls
+
     rng = np.random.default_rng(0)
-    blocks = np.array_split(np.arange(len(seconds)), max(1, len(seconds) // BLOCK_STEPS))
+    scale = np.maximum(matrix.max(axis=0), 1e-12)
+    root = np.sqrt(_weights(matrix @ coefficients, seconds))
+    rows = np.column_stack([matrix / scale, seconds]) * root[:, None]
+    blocks = np.array_split(rows, max(1, len(seconds) // BLOCK_STEPS))
+    squares = np.array([block.T @ block for block in blocks])
     draws = []
     for _ in range(RESAMPLES):
-        chosen = np.concatenate([blocks[i] for i in rng.integers(len(blocks), size=len(blocks))])
-        draws.append(fit_part(matrix[chosen], seconds[chosen]))
+        total = squares[rng.integers(len(blocks), size=len(blocks))].sum(axis=0)
+        # a square root of the normal equations: the same least squares in n_terms + 1 rows
+        values, vectors = np.linalg.eigh(total)
+        reduced = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        draws.append(nnls(reduced[:, :-1], reduced[:, -1], maxiter=10_000)[0] / scale)
     return np.array(draws)
+
+
+def _weights(predicted: Floats, seconds: Floats) -> Floats:
+    """Noise grows with the step: 1 / prediction, bounded for the shortest."""
+    weights: Floats = 1.0 / np.maximum(predicted, 1e-3 * seconds.mean() + 1e-9)
+    return weights
 
 
 def profile_table(profile: StepProfile) -> str:

@@ -20,7 +20,9 @@ from typing import Literal
 from simulator.deployment import Engine
 from simulator.model import MLASpec, ModelSpec
 
-TOKENS, SAMPLED = "tokens", "sampled"
+Rows = Literal["tokens", "sampled"]
+TOKENS: Rows = "tokens"
+SAMPLED: Rows = "sampled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Call:
 
     family: str
     layer: str
-    rows: Literal["tokens", "sampled"]
+    rows: Rows
     shape: dict[str, int] = field(default_factory=dict)
     count: int = 1
 
