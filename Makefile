@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: help demo test lint bench gate wheel-test vllm-test samples clean
+.PHONY: help demo test lint bench bench-capture gate wheel-test vllm-test samples clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -29,7 +29,10 @@ lint: $(VENV)/.ready ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready ## CPU-time benchmarks; prints the README's table
-	$(BIN)/pytest -q -s -m bench tests/benchmarks
+	$(BIN)/pytest -q -s -m 'bench and not vllm' tests/benchmarks
+
+bench-capture: $(VLLM_VENV)/.ready ## what the hooks cost a step
+	$(VLLM_BIN)/pytest -q -s -m 'bench and vllm' tests/benchmarks
 
 gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the reference
 	$(BIN)/pytest -q -s -m bench -k gate tests/benchmarks
@@ -50,7 +53,7 @@ $(VLLM_VENV)/.ready: pyproject.toml
 	touch $@
 
 vllm-test: $(VLLM_VENV)/.ready ## the tests against a real vLLM, on CPU
-	$(VLLM_BIN)/pytest -q -s -m vllm tests
+	$(VLLM_BIN)/pytest -q -s -m 'vllm and not bench' tests
 
 samples: $(VENV)/.ready $(VLLM_VENV)/.ready ## capture the shipped bundles anew: half an hour, alone on the machine
 	$(BIN)/python traces/samples/make_samples.py

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from traces.errors import CaptureError, ConfigError, TraceError
+from replay.startup import check_packages
+
+check_packages()  # before anything is imported from a package that may be another's
+
+from traces.errors import CaptureError, ConfigError, TraceError  # noqa: E402
 
 if TYPE_CHECKING:
     from validation.ladder import Simulator
@@ -37,9 +41,6 @@ class _Group(click.Group):
 @click.version_option(package_name="frontier-replay")
 def main() -> None:
     """Capture a real vLLM deployment, replay it in a simulator, measure the difference."""
-    from replay.startup import check_packages
-
-    check_packages()
 
 
 @main.group()
@@ -135,6 +136,9 @@ def traces_merge(bundles: tuple[Path, ...], out: Path) -> None:
 @click.option("--record", default="steps", show_default=True, help="steps,step_requests or none.")
 def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -> None:
     """Simulate WORKLOAD (a bundle or any known trace format) as a bundle."""
+    from replay.startup import load_pyarrow
+
+    load_pyarrow()
     from replay.simulate import run_replay
 
     summary = run_replay(workload, deployment or workload, out, **options)
@@ -254,6 +258,25 @@ def validate(
     scorecard, judgements = run_validate(measured, simulated, out, progress=_say, **options)
     print_outcome(scorecard, judgements, out)
     sys.exit(0 if all(j.passed for j in judgements) else 1)
+
+
+@main.command()
+@click.argument("directory", type=DIRECTORY)
+@click.option("--out", required=True, type=ANY_PATH, help="Directory of decisions.json and .md.")
+@click.option("--slo", "slos", multiple=True, metavar="METRIC.STATISTIC=NUMBER",
+              help="As ttft.p99=0.5 (seconds); without any, the medians of measured.")  # fmt: skip
+def decisions(directory: Path, out: Path, slos: tuple[str, ...]) -> None:
+    """Does the simulator choose as reality does? DIRECTORY has <name>/measured and /simulated."""
+    from rich.console import Console
+
+    from reports.decisions import run_decisions, sentence, tables
+
+    found = run_decisions(directory, out, slos, progress=_say)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    for table in tables(found):
+        console.print(table)
+        console.print()
+    click.echo(sentence(found))
 
 
 @main.command()
