@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from replay.interrupt import on_interrupt
 from replay.plan import Plan, load_step_time, make_plan
 from replay.progress import progress_of
 from simulator.arrivals import Arrivals, ClosedLoop, OpenLoop
 from simulator.demand import Demand
-from simulator.records import RECORDABLE, Recorder, requests_table
-from simulator.scheduling.fast import FastScheduler
+from simulator.fleet import make_fleet
+from simulator.records import RECORDABLE, Collected, Recorder, Sink, Streamed, requests_table
 from simulator.simulation import Simulation
 from simulator.step_time.base import StepTimeModel
-from traces.bundle import Bundle, Manifest, is_bundle, write_bundle
+from traces.bundle import (
+    Bundle,
+    Manifest,
+    claim_directory,
+    is_bundle,
+    write_manifest,
+    write_table,
+)  # fmt: skip
 from traces.errors import ConfigError, nearest
-from traces.metrics import request_metrics
+from traces.metrics import column, request_metrics
 from traces.workload import Workload, first_requests, load_workload, scale_rate
 
 
@@ -36,7 +46,11 @@ def run_replay(
     seed: int = 0,
     record: str = "steps",
 ) -> str:
-    """The verb: read, simulate, write ``out``; returns a summary for the terminal."""
+    """The verb: read, simulate, write ``out``; returns a summary for the terminal.
+
+    After Ctrl-C the bundle holds what was simulated up to there, and KeyboardInterrupt is
+    raised again.
+    """
     workload = load_workload(workload_path)
     if limit is not None:
         workload = first_requests(workload, limit)
@@ -46,15 +60,27 @@ def run_replay(
         raise ConfigError(f"{workload_path}: not a bundle, so --deployment is needed")
     plan = make_plan(deployment_path, operators=operators)
     wanted = [] if record == "none" else record.split(",")
-    with progress_of(len(workload.requests), "simulating") as advance:
-        manifest, tables = replay(
-            workload, plan, concurrency=concurrency, record=wanted, progress=advance
-        )
+
+    @cache
+    def folder() -> Path:
+        return claim_directory(out)  # not before there is something to write
+
+    sink = Streamed(folder)
+    try:
+        with progress_of(len(workload), "simulating") as advance:
+            manifest, tables = replay(
+                workload, plan, concurrency=concurrency, record=wanted, progress=advance, sink=sink
+            )
+    except BaseException:
+        sink.discard()
+        raise
+    sink.close()
     manifest.seed = seed
     manifest.command = ["frontier", "replay", workload_path.name]
-    bundle = write_bundle(
-        out, manifest, tables, model_config=json.loads(plan.model_file.read_text())
-    )
+    bundle = _write(folder(), plan, manifest, tables)
+    if "interrupted" in manifest.notes:
+        print(f"{manifest.notes['interrupted']}; kept in {out}", file=sys.stderr)
+        raise KeyboardInterrupt
     return summary(bundle)
 
 
@@ -64,36 +90,50 @@ def replay(
     *,
     concurrency: int | None = None,
     record: Sequence[str] = ("steps",),
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+    sink: Sink | None = None,
 ) -> tuple[Manifest, dict[str, pa.Table]]:
     """Simulate; returns the manifest and tables of the simulated bundle.
 
-    Raises ConfigError or TraceError for what cannot be simulated.
+    What is recorded beside the requests goes to ``sink`` piece by piece, if one is given,
+    and is not among the tables then. Ctrl-C ends the simulation; the manifest's notes say
+    so. Raises ConfigError or TraceError for what cannot be simulated.
     """
     for name in record:
         if name not in RECORDABLE:
             raise ConfigError(f"--record: unknown {name!r}{nearest(name, RECORDABLE)}")
-    config = plan.scheduler_config()
+    config, cluster = plan.scheduler_config(), plan.cluster.name
     model, operators = load_step_time(plan)
     demand = Demand(workload.requests, config, workload.hash_block_tokens)
-    recorder = Recorder(record, plan.cluster.name, demand)
-    simulation = Simulation(
-        demand,
-        plan.deployment.routing.policy,
-        plan.schedulers,
-        lambda: FastScheduler(config, explicit="step_requests" in record),
-        model,
-        on_step=recorder.on_step if record else None,
-        progress=progress,
-    )
+    collected = Collected()
+    recorder = Recorder(record, cluster, demand, sink or collected) if record else None
+    fleet = make_fleet(demand, plan.schedulers, model, recorder)
+    policy = plan.deployment.routing.policy
+    simulation = Simulation(demand, policy, fleet, progress=progress)
     arrivals: Arrivals = OpenLoop(demand)
     if concurrency is not None:
         arrivals = ClosedLoop(demand, concurrency)
-    simulation.run(arrivals)
-    for replica in simulation.replicas:
-        replica.scheduler.check([])
-    tables = {"requests": requests_table(demand, plan.cluster.name), **recorder.tables()}
-    return _manifest(workload, plan, operators, model), tables
+    with on_interrupt(simulation.stop):
+        simulation.run(arrivals)
+    manifest = _manifest(workload, plan, operators, model)
+    if simulation.stopped:
+        manifest.notes["interrupted"] = (
+            f"stopped after {simulation.finished} of {len(demand)} requests"
+        )
+    else:
+        fleet.check()
+    return manifest, {"requests": requests_table(demand, cluster), **collected.tables()}
+
+
+def _write(folder: Path, plan: Plan, manifest: Manifest, tables: Mapping[str, pa.Table]) -> Bundle:
+    """Write what is not in the folder yet; the manifest last, which makes it a bundle."""
+    model = json.loads(plan.model_file.read_text())
+    (folder / "model.json").write_text(json.dumps(model, indent=1, sort_keys=True) + "\n")
+    manifest.deployment = {**manifest.deployment, "model": "model.json"}
+    for name, table in tables.items():
+        write_table(folder, name, table)
+    write_manifest(folder, manifest)
+    return Bundle(folder, manifest, dict(tables))
 
 
 def _manifest(
@@ -121,9 +161,8 @@ def summary(bundle: Bundle) -> str:
     """What happened, in three lines."""
     values = request_metrics(bundle)
     requests = bundle.requests
-    status = requests.column("status").to_pylist()
-    finished = status.count("finished")
-    end = max((t for t in requests.column("finished_s").to_pylist() if t is not None), default=0.0)
+    ends = column(requests, "finished_s")
+    ends = ends[np.isfinite(ends)]
     parts = []
     for name in ("ttft", "tpot", "e2e"):
         known = values[name][np.isfinite(values[name])]
@@ -134,6 +173,9 @@ def summary(bundle: Bundle) -> str:
                 f"p99 {p99 * 1e3:.2f}"
             )
     steps = bundle.manifest.notes["step_time"]
-    head = f"{finished} of {len(status)} requests finished in {end:.1f} simulated seconds"
+    head = (
+        f"{len(ends)} of {len(requests)} requests finished in {ends.max(initial=0):.1f} simulated "
+        "seconds"
+    )
     tail = f"{steps['extrapolated']} of {steps['steps']} steps outside the fitted range"
     return "\n".join([head, *parts, tail, *(f"ignored: {i}" for i in bundle.manifest.ignored)])

@@ -6,7 +6,6 @@ Imports nothing of the five, since any may be the shadowed one.
 from __future__ import annotations
 
 import sys
-import sys
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec

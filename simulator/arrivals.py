@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from simulator.clock import NEVER
 from simulator.demand import Demand
-from simulator.scheduling.request import Request
-
-NEVER = 1 << 62
 
 
 class Arrivals(Protocol):
@@ -20,8 +18,8 @@ class Arrivals(Protocol):
     next_ps: int
     coupled: bool
 
-    def pop(self) -> Request:
-        """The request that arrives at ``next_ps``."""
+    def pop(self) -> int:
+        """The request (row of the demand) that arrives at ``next_ps``."""
 
     def finished(self, now_ps: int) -> None:
         """A request finished."""
@@ -33,16 +31,15 @@ class OpenLoop:
     coupled = False
 
     def __init__(self, demand: Demand) -> None:
-        self._demand = demand
+        self._times = demand.arrival_ps
         self._index = 0
-        self.next_ps = demand.arrival_ps[0] if len(demand) else NEVER
+        self.next_ps = self._times[0] if len(demand) else NEVER
 
-    def pop(self) -> Request:
-        request = self._demand.make(self._index)
+    def pop(self) -> int:
+        index = self._index
         self._index += 1
-        done = self._index == len(self._demand)
-        self.next_ps = NEVER if done else self._demand.arrival_ps[self._index]
-        return request
+        self.next_ps = self._times[index + 1] if index + 1 < len(self._times) else NEVER
+        return index
 
     def finished(self, now_ps: int) -> None:
         pass
@@ -60,12 +57,12 @@ class ClosedLoop:
         self._released = len(self._due)
         self.next_ps = 0 if self._due else NEVER
 
-    def pop(self) -> Request:
-        request = self._demand.make(self._index)
-        request.arrival_ps = self._due.popleft()
+    def pop(self) -> int:
+        index = self._index
+        self._demand.records["arrival_ps"][index] = self._due.popleft()
         self._index += 1
         self.next_ps = self._due[0] if self._due else NEVER
-        return request
+        return index
 
     def finished(self, now_ps: int) -> None:
         if self._released < len(self._demand):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 PS_PER_S = 1_000_000_000_000
 ARRIVAL, STEP_END, WAKE = 0, 1, 2
+NEVER = 1 << 62
 
 
 def to_ps(seconds: float) -> int:

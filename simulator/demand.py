@@ -1,22 +1,26 @@
 """The requests to simulate: arrays of what is asked for, and of what became of it.
 
-A ``Request`` object lives only from its arrival to its end, so a million requests cost
-their arrays and the few that are in flight.
+The compiled engine works on the arrays themselves; the reference gets a ``Request`` object
+that lives from its arrival to its end.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from simulator.clock import PS_PER_S
+from simulator.engine.layout import NONE, Shared
+from simulator.engine.layout import Request as Record
+from simulator.prefixes import Prefixes
 from simulator.scheduling.config import SchedulerConfig
 from simulator.scheduling.request import Request, Status
 from traces.errors import ConfigError
+
+Ints = npt.NDArray[np.int64]
 
 OUTCOMES = (
     "arrival_ps", "queued_ps", "first_scheduled_ps", "first_token_ps", "finished_ps", "replica",
@@ -27,9 +31,9 @@ OUTCOMES = (
 class Demand:
     """``requests`` (a workload's table, by arrival) prepared for engines of ``config``.
 
-    Raises ConfigError naming the request that can never run: longer than max_model_len or
-    larger than the whole KV cache; and if hashes of ``hash_block_tokens`` cannot be mapped to
-    the engine's block size.
+    ``records`` has a ``layout.Request`` for each. Raises ConfigError naming the request that
+    can never run: longer than max_model_len or larger than the whole KV cache; and if hashes
+    of ``hash_block_tokens`` cannot be mapped to the engine's block size.
     """
 
     def __init__(
@@ -43,16 +47,22 @@ class Demand:
         )
         self._check(prompts, outputs)
         seconds = requests.column("arrival_s").to_numpy()
-        self.arrival_ps = array("q", np.rint(seconds * PS_PER_S).astype(np.int64).tobytes())
-        self._prompts, self._outputs = array("q", prompts.tobytes()), array("q", outputs.tobytes())
-        self._priorities = _column(requests, "priority")
-        self._hashes = _Hashes(requests, hash_block_tokens, config.block_size)
-        self._own_hashes = config.windows != (None,)
-        self.outcome = {name: array("q", [-1]) * len(requests) for name in OUTCOMES}
-        self._store = [(name, self.outcome[name]) for name in OUTCOMES]
+        arrival_ps = np.rint(seconds * PS_PER_S).astype(np.int64)
+        self.arrival_ps = array("q", arrival_ps.tobytes())
+        self.prefixes = Prefixes(
+            requests, hash_block_tokens, config.block_size, (prompts + outputs) // config.block_size
+        )
+        self.records = new_records(len(requests))
+        self.records["arrival_ps"] = arrival_ps
+        self.records["prompt"], self.records["max_tokens"] = prompts, outputs
+        if config.scheduling_policy == "priority":
+            self.records["rank"] = np.argsort(np.argsort(self._names.to_numpy(), kind="stable"))
+            if "priority" in requests.column_names:
+                self.records["priority"] = requests.column("priority").fill_null(0).to_numpy()
+        self._give_shared()
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self.records)
 
     def name(self, index: int) -> str:
         """External id of a request."""
@@ -60,35 +70,46 @@ class Demand:
 
     def make(self, index: int) -> Request:
         """The request of one row, not yet arrived."""
-        prompt, output = self._prompts[index], self._outputs[index]
-        hashes, shared = self._hashes.of(index, (prompt + output) // self.config.block_size)
+        record = self.records[index]
+        prompt, output = int(record["prompt"]), int(record["max_tokens"])
+        shared = self.prefixes.of(index)
+        # Blocks that nobody else has: numbers beyond those of contents.
+        own = range((1 << 32) + (index << 32), 1 << 64)
+        blocks = (prompt + output) // self.config.block_size
         return Request(
             index,
             prompt,
             output,
-            name=self.name(index) if self._priorities is not None else "",
-            arrival_ps=self.arrival_ps[index],
-            priority=0 if self._priorities is None else self._priorities[index],
-            hashes=hashes,
-            shared=shared,
+            name=self.name(index),
+            arrival_ps=int(record["arrival_ps"]),
+            priority=int(record["priority"]),
+            hashes=[*shared, *own[: blocks - len(shared)]],
+            shared=len(shared),
             groups=len(self.config.windows),
         )
 
     def settle(self, request: Request) -> None:
         """Keep what became of a request that is done."""
-        index = request.index
-        for name, values in self._store:
-            values[index] = getattr(request, name)
+        record = self.records[request.index]
+        for name in OUTCOMES:
+            record[name] = getattr(request, name)
 
-    def status_counts(self) -> Counter[int]:
-        """Requests by status; -1 counts those that never ended."""
-        return Counter(self.outcome["status"])
+    def _give_shared(self) -> None:
+        """Let each record know the contents of its shared blocks."""
+        prefixes = self.prefixes
+        self._shared = np.zeros(len(prefixes.codes), Shared.dtype)
+        self._shared["code"] = prefixes.codes
+        self.records["shared"] = np.diff(prefixes.offsets)
+        start = self._shared.ctypes.data
+        self.records["shared_at"] = start + prefixes.offsets[:-1] * Shared.dtype.itemsize
 
-    def _check(self, prompts: np.ndarray, outputs: np.ndarray) -> None:
+    def _check(self, prompts: Ints, outputs: Ints) -> None:
         config = self.config
         total = prompts + outputs
         if (bad := np.flatnonzero(outputs < 1)).size:
-            raise ConfigError(f"{self._where(bad[0])}: output_tokens is {outputs[bad[0]]}, not 1 or more")
+            raise ConfigError(
+                f"{self._where(bad[0])}: output_tokens is {outputs[bad[0]]}, not 1 or more"
+            )
         if (bad := np.flatnonzero(total > config.max_model_len)).size:
             i = bad[0]
             raise ConfigError(
@@ -108,60 +129,13 @@ class Demand:
         return f"request {self.name(int(row))!r} (row {row})"
 
 
-class _Hashes:
-    """Chained hashes of each request's blocks at the engine's block size.
-
-    Blocks the workload says nothing about are unique to their request: numbers beyond 64
-    bits, never equal to one of the workload's hashes.
-    """
-
-    def __init__(self, requests: pa.Table, given: int | None, wanted: int) -> None:
-        self._lists: Sequence[Sequence[int]] | None = None
-        self._ratio, self._finer = 1, False
-        if not given or "block_hashes" not in requests.column_names:
-            return
-        if max(given, wanted) % min(given, wanted):
-            raise ConfigError(
-                f"engine.block_size: {wanted} and the workload's hash blocks of {given} tokens do "
-                "not divide one another"
-            )
-        self._finer = wanted < given
-        self._ratio = max(given, wanted) // min(given, wanted)
-        column = requests.column("block_hashes").combine_chunks()
-        flat = column.flatten().to_numpy()
-        _, codes, counts = np.unique(flat, return_inverse=True, return_counts=True)
-        self._flat = flat
-        # A chain once left is never met again: the shared blocks are the leading ones.
-        self._is_shared = counts[codes] > 1
-        lengths = np.zeros(len(requests) + 1, np.int64)
-        sizes = column.value_lengths().fill_null(0).to_numpy()
-        np.cumsum(sizes, out=lengths[1:])
-        self._offsets = lengths
-        self._lists = []
-
-    def of(self, index: int, blocks: int) -> tuple[Sequence[int], int]:
-        """Hashes of the first ``blocks`` blocks, and how many of them others may have."""
-        own = (1 << 64) + (index << 32)
-        if self._lists is None:
-            return range(own, own + blocks), 0
-        low, high = self._offsets[index], self._offsets[index + 1]
-        known = self._flat[low:high].tolist()
-        shared = int(self._is_shared[low:high].sum())
-        ratio = self._ratio
-        if ratio > 1 and self._finer:
-            known = [(h << 16) + j for h in known for j in range(ratio)]
-            shared *= ratio
-        elif ratio > 1:  # the last small block of a large one stands for it: hashes chain
-            known = known[ratio - 1 :: ratio]
-            shared //= ratio
-        known = known[:blocks]
-        return [*known, *range(own + len(known), own + blocks)], min(shared, blocks)
-
-
-def _column(table: pa.Table, name: str) -> list[int] | None:
-    if name not in table.column_names:
-        return None
-    return [v or 0 for v in table.column(name).to_pylist()]
+def new_records(count: int) -> npt.NDArray[np.void]:
+    """Records of ``count`` requests of which nothing is known."""
+    records = np.zeros(count, Record.dtype)
+    for name in ("queued_ps", "first_scheduled_ps", "first_token_ps", "finished_ps", "replica",
+                 "cached_tokens", "next", "prev"):  # fmt: skip
+        records[name] = NONE
+    return records
 
 
 STATUS_NAMES = {Status.FINISHED: "finished", Status.ABORTED: "aborted"}

@@ -1,19 +1,125 @@
-"""What a simulation leaves behind, as the tables of a bundle."""
+"""What a simulation leaves behind, as the tables of a bundle.
+
+Requests always; steps and their rows where asked for, handed on in pieces as they fill up,
+so that memory does not grow with time. Within a replica steps are in order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from simulator.clock import PS_PER_S
 from simulator.demand import STATUS_NAMES, Demand
-from simulator.replica import Replica, Step
+from simulator.engine.layout import Row, Step
 from simulator.scheduling.request import Status
+from traces.schema import TABLES
 
 RECORDABLE = ("steps", "step_requests")
+ROOM = {"steps": 1 << 16, "step_requests": 1 << 18}  # rows of a piece
+
+Sink = Callable[[str, pa.Table], None]  # takes a piece of the table so named
+
+
+class Recorder:
+    """Buffers for the step tables in ``record``, and what happens to them when they are full.
+
+    The engines write into ``steps`` and ``rows``, empty where not asked for.
+    """
+
+    def __init__(self, record: Sequence[str], cluster: str, demand: Demand, sink: Sink) -> None:
+        room = {name: ROOM[name] * (name in record) for name in RECORDABLE}
+        seats = demand.config.max_num_seqs
+        if room["step_requests"]:
+            room["step_requests"] += seats
+        self.steps = np.zeros(room["steps"], Step.dtype)
+        self.rows = np.zeros(room["step_requests"], Row.dtype)
+        self._demand = demand
+        self._cluster = cluster
+        self._sink = sink
+        self._seats = seats
+
+    def is_full(self, steps: int, rows: int) -> bool:
+        """Whether one more step may not fit."""
+        full_steps = len(self.steps) and steps >= len(self.steps)
+        return bool(full_steps or (len(self.rows) and rows + self._seats > len(self.rows)))
+
+    def flush(self, steps: int, rows: int) -> None:
+        """Hand on the first ``steps`` and ``rows`` of the buffers; they may be overwritten."""
+        if steps:
+            self._sink("steps", self._steps_table(self.steps[:steps]))
+        if rows:
+            self._sink("step_requests", self._rows_table(self.rows[:rows]))
+
+    def _steps_table(self, log: npt.NDArray[Any]) -> pa.Table:
+        counts = ("replica", "step", "prefill_tokens", "running", "waiting", "free_blocks",
+                  "preempted")  # fmt: skip
+        columns = {
+            "cluster": self._cluster_column(len(log)),
+            **{name: pa.array(log[name]) for name in counts},
+            **{f"{name}_s": seconds(log[f"{name}_ps"]) for name in ("start", "end", "forward")},
+            "decode_tokens": pa.array(log["tokens"] - log["prefill_tokens"]),
+            "padded_tokens": pa.array(log["tokens"]),
+        }
+        return _in_order("steps", columns)
+
+    def _rows_table(self, log: npt.NDArray[Any]) -> pa.Table:
+        names = {"replica": "replica", "step": "step", "scheduled_tokens": "tokens",
+                 "computed_tokens": "computed", "emitted_tokens": "emits"}  # fmt: skip
+        columns = {
+            "cluster": self._cluster_column(len(log)),
+            "request_id": self._demand.table["request_id"].take(pa.array(log["request"])),
+            **{name: pa.array(log[field].astype(np.int64)) for name, field in names.items()},
+        }
+        return _in_order("step_requests", columns)
+
+    def _cluster_column(self, rows: int) -> pa.Array:
+        return pa.repeat(self._cluster, rows)
+
+
+class Collected:
+    """A sink that keeps the pieces in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[pa.Table]] = {}
+
+    def __call__(self, name: str, piece: pa.Table) -> None:
+        self._pieces.setdefault(name, []).append(piece)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables, whole."""
+        return {name: pa.concat_tables(pieces) for name, pieces in self._pieces.items()}
+
+
+class Streamed:
+    """A sink that appends each piece to the table's file in ``folder()``, as a row group."""
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+        self._writers: dict[str, pq.ParquetWriter] = {}
+
+    def __call__(self, name: str, piece: pa.Table) -> None:
+        if name not in self._writers:
+            file = self._folder() / TABLES[name].file
+            self._writers[name] = pq.ParquetWriter(file, piece.schema, compression="zstd")
+        self._writers[name].write_table(piece)
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def discard(self) -> None:
+        """Remove the files: nothing will make them a bundle."""
+        self.close()
+        for name in self._writers:
+            (self._folder() / TABLES[name].file).unlink()
 
 
 def seconds(values: npt.NDArray[np.int64]) -> pa.Array:
@@ -21,63 +127,10 @@ def seconds(values: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(values / PS_PER_S, mask=values < 0)
 
 
-class Recorder:
-    """Collects the rows of the step tables that were asked for."""
-
-    def __init__(self, record: Sequence[str], cluster: str, demand: Demand) -> None:
-        self.cluster = cluster
-        self._demand = demand
-        self._steps: list[tuple[int, ...]] | None = [] if "steps" in record else None
-        self._rows: list[tuple[int, ...]] | None = [] if "step_requests" in record else None
-
-    def on_step(self, replica: Replica, step: Step) -> None:
-        """Note a step that ended."""
-        batch = step.batch
-        if self._steps is not None:
-            prefill = sum(r.tokens for r in batch.rows if r.computed < r.request.prompt)
-            self._steps.append(
-                (replica.index, replica.steps, step.start_ps, step.end_ps, step.times.forward,
-                 prefill, batch.tokens - prefill, batch.tokens, step.running, step.waiting,
-                 step.free_blocks, len(batch.preempted))
-            )  # fmt: skip
-        if self._rows is not None:
-            for row in batch.rows:
-                self._rows.append(
-                    (replica.index, replica.steps, row.tokens, row.computed, int(row.emits),
-                     row.request.index)
-                )  # fmt: skip
-
-    def tables(self) -> dict[str, pa.Table]:
-        """The recorded tables, ordered by replica and step."""
-        tables = {}
-        if self._steps is not None:
-            tables["steps"] = self._steps_table(self._steps)
-        if self._rows is not None:
-            data = np.array(self._rows, np.int64).reshape(-1, 6)
-            order = np.lexsort((data[:, 1], data[:, 0]))
-            names = ("replica", "step", "scheduled_tokens", "computed_tokens", "emitted_tokens")
-            columns = {n: pa.array(data[order, i]) for i, n in enumerate(names)}
-            ids = self._demand.table.column("request_id").take(pa.array(data[order, 5]))
-            tables["step_requests"] = pa.table(
-                {"cluster": self._cluster(len(order)), **columns, "request_id": ids}
-            )
-        return tables
-
-    def _steps_table(self, steps: list[tuple[int, ...]]) -> pa.Table:
-        data = np.array(steps, np.int64).reshape(-1, 12)
-        data = data[np.lexsort((data[:, 1], data[:, 0]))]
-        names = (
-            "replica", "step", "start_s", "end_s", "forward_s", "prefill_tokens", "decode_tokens",
-            "padded_tokens", "running", "waiting", "free_blocks", "preempted",
-        )  # fmt: skip
-        columns = {
-            n: seconds(data[:, i]) if n.endswith("_s") else pa.array(data[:, i])
-            for i, n in enumerate(names)
-        }
-        return pa.table({"cluster": self._cluster(len(data)), **columns})
-
-    def _cluster(self, rows: int) -> pa.Array:
-        return pa.array([self.cluster] * rows, pa.string())
+def _in_order(table: str, columns: dict[str, pa.Array]) -> pa.Table:
+    names = [c.name for c in TABLES[table].columns if c.name in columns]
+    schema = TABLES[table].arrow_schema(names)
+    return pa.table({name: columns[name] for name in names}).cast(schema)
 
 
 def requests_table(demand: Demand, cluster: str) -> pa.Table:
@@ -85,20 +138,23 @@ def requests_table(demand: Demand, cluster: str) -> pa.Table:
 
     Rows are ordered by the arrival that happened (closed-loop load moves it).
     """
-    outcome = {name: np.frombuffer(values, np.int64) for name, values in demand.outcome.items()}
-    names = np.array([STATUS_NAMES.get(Status(i), "unfinished") for i in range(len(Status))])
+    records = demand.records
+    names = pa.array([STATUS_NAMES.get(Status(i), "unfinished") for i in range(len(Status))])
+    sent = records["replica"] >= 0
     columns = {
-        "arrival_s": seconds(outcome["arrival_ps"]),
-        "output_tokens": pa.array(outcome["output"]),
-        "cached_tokens": pa.array(np.maximum(outcome["cached_tokens"], 0)),
-        "cluster": pa.array(np.full(len(demand), cluster)),
-        "replica": pa.array(outcome["replica"]),
-        "queued_s": seconds(outcome["queued_ps"]),
-        "scheduled_s": seconds(outcome["first_scheduled_ps"]),
-        "first_token_s": seconds(outcome["first_token_ps"]),
-        "finished_s": seconds(outcome["finished_ps"]),
-        "preemptions": pa.array(outcome["preemptions"]),
-        "status": pa.array(names[outcome["status"]]),
+        "arrival_s": seconds(records["arrival_ps"]),
+        "output_tokens": pa.array(records["output"]),
+        "cached_tokens": pa.array(np.maximum(records["cached_tokens"], 0)),
+        "cluster": pa.repeat(cluster, len(demand)),
+        "replica": pa.array(records["replica"], mask=~sent),
+        "queued_s": seconds(records["queued_ps"]),
+        "scheduled_s": seconds(records["first_scheduled_ps"]),
+        "first_token_s": seconds(records["first_token_ps"]),
+        "finished_s": seconds(records["finished_ps"]),
+        "preemptions": pa.array(records["preemptions"]),
+        "status": pa.DictionaryArray.from_arrays(
+            pa.array(records["status"].astype(np.int8)), names
+        ).dictionary_decode(),
     }
     table = demand.table
     for name, values in columns.items():
@@ -106,6 +162,6 @@ def requests_table(demand: Demand, cluster: str) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, values)
         else:
             table = table.append_column(name, values)
-    if (np.diff(outcome["arrival_ps"]) < 0).any():
-        table = table.take(pa.array(np.argsort(outcome["arrival_ps"], kind="stable")))
+    if (np.diff(records["arrival_ps"]) < 0).any():
+        table = table.take(pa.array(np.argsort(records["arrival_ps"], kind="stable")))
     return table

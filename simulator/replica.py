@@ -7,6 +7,8 @@ Synchronously (vLLM's ``EngineCore.step``)::
 
 Asynchronously (``step_with_batch_queue``, depth 2) the host schedules step n + 1 while the
 device runs step n, so a request that arrives during step n first runs in step n + 2.
+
+This is the plain form, around the reference scheduler; ``engine/advance.py`` is its equal.
 """
 
 from __future__ import annotations
@@ -15,13 +17,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from simulator.arrivals import NEVER
+from simulator.clock import NEVER
 from simulator.scheduling.reference import Batch, Scheduler
-from simulator.scheduling.request import Request, Status
-from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes, shape_of
+from simulator.scheduling.request import MAX_PREEMPTIONS, Request, Status
+from simulator.step_time.base import StepTimeModel, StepTimes, shape_of
 from traces.errors import ConfigError, InvariantError
 
-MAX_PREEMPTIONS = 900
 NOTHING = StepTimes(0, 0, 0)
 
 
@@ -30,7 +31,6 @@ class Step:
     """A step in flight: its batch, its times in ps, and the queue as schedule() left it."""
 
     batch: Batch
-    shape: BatchShape
     times: StepTimes
     start_ps: int
     end_ps: int
@@ -42,9 +42,9 @@ class Step:
 class Replica:
     """A scheduler, its step-time model and its clock.
 
-    ``next_ps`` is the time of its next event: ``advance`` processes it, ``run`` all events
-    before an outside one, ``arrive`` brings a request in between. ``on_step(replica, step)``
-    is told when a step ends, ``on_finish(replica, request, now_ps)`` when a request does.
+    ``next_ps`` is the time of its next event, which ``advance`` processes; ``arrive`` brings
+    a request in between. ``on_step(replica, step)`` is told when a step ends,
+    ``on_finish(replica, request, now_ps)`` when a request does.
     """
 
     def __init__(
@@ -85,22 +85,14 @@ class Replica:
         kv = self.scheduler.kv
         return 1.0 - kv.free_blocks / (kv.blocks - 1)
 
-    def arrive(self, request: Request) -> None:
+    def arrive(self, request: Request, at_ps: int) -> None:
         """A request was sent here; it reaches the engine's input queue a little later."""
         request.replica = self.index
         self.unfinished += 1
-        at = request.arrival_ps + self._frontend_ps
-        self._inbox.append((at, request))
+        due = at_ps + self._frontend_ps
+        self._inbox.append((due, request))
         if not self._flight and not self.scheduler.has_requests:
-            self.next_ps = min(self.next_ps, max(at, self._host_free_ps))
-
-    def run(self, limit_ps: int) -> None:
-        """Process all events before ``limit_ps``."""
-        while self.next_ps < limit_ps:
-            if self.ending:
-                self._end_step(self.next_ps)
-            else:
-                self._wake(self.next_ps)
+            self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
 
     def advance(self) -> None:
         """Process the event at ``next_ps``."""
@@ -136,8 +128,7 @@ class Replica:
                 )
         if not batch.tokens and batch.preempted:  # everything preempted: retry at once
             return self._schedule(now)
-        shape = shape_of(batch)
-        times = self.model.times(shape) if batch.tokens else NOTHING
+        times = self.model.times(shape_of(batch)) if batch.tokens else NOTHING
         if self._depth == 1:
             end = now + times.host + times.forward
         else:
@@ -148,9 +139,8 @@ class Replica:
             if row.request.first_scheduled_ps < 0:
                 row.request.first_scheduled_ps = now
         self._flight.append(
-            Step(batch, shape, times, now, end, self.running, self.waiting,
-                 scheduler.kv.free_blocks)
-        )  # fmt: skip
+            Step(batch, times, now, end, self.running, self.waiting, scheduler.kv.free_blocks)
+        )
         self._empty_in_a_row = 0 if batch.tokens else self._empty_in_a_row + 1
         if self._empty_in_a_row > self._depth + 2:
             raise InvariantError(self._stuck(now))

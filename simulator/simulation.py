@@ -1,23 +1,19 @@
 """The loop: arrivals in order of time, and between them each replica on its own.
 
-A replica needs nobody until the next outside event (an arrival; elsewhere a handover or a
-lock-step partner), so it is advanced there in one call. Where a finish can release an
-arrival, or a router watches the replicas, events go one by one in the order of ``clock``.
+A replica needs nobody until the next outside event, so a fleet is advanced there in one
+call. Where a finish can release an arrival, or a router watches the replicas, the fleet
+stops there too.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 
 from simulator.arrivals import Arrivals
-from simulator.clock import STEP_END, WAKE
+from simulator.clock import NEVER
 from simulator.demand import Demand
-from simulator.replica import NEVER, Replica, Step
+from simulator.fleet.base import MANY, Fleet
 from simulator.routing import create_router
-from simulator.scheduling.reference import Scheduler
-from simulator.scheduling.request import Request
-from simulator.step_time.base import StepTimeModel
 from traces.errors import InvariantError
 
 PROGRESS_EVERY = 512
@@ -26,73 +22,62 @@ PROGRESS_EVERY = 512
 class Simulation:
     """Runs a demand through co-located replicas behind a router.
 
-    ``on_step(replica, step)`` is told of every step if given; ``progress(finished)`` is
-    called now and then.
+    ``progress(finished)`` is called now and then.
     """
 
     def __init__(
         self,
         demand: Demand,
         router: str,
-        replicas: int,
-        make_scheduler: Callable[[], Scheduler],
-        model: StepTimeModel,
+        fleet: Fleet,
         *,
-        on_step: Callable[[Replica, Step], None] | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.demand = demand
-        self.replicas = [
-            Replica(i, make_scheduler(), model, self._finish, on_step) for i in range(replicas)
-        ]
-        self.router = create_router(router, self.replicas)
+        self.fleet = fleet
+        self.router = create_router(router, fleet.loads)
         self.finished = 0
-        self._progress = progress
-        self._arrivals: Arrivals
+        self.stopped = False
+        self._progress, self._report_at = progress, 0
+
+    def stop(self) -> None:
+        """Let ``run`` return soon, with requests unfinished."""
+        self.stopped = True
 
     def run(self, arrivals: Arrivals) -> None:
         """Run until every request is done; raises InvariantError on a deadlock."""
-        self._arrivals = arrivals
-        coupled = arrivals.coupled or self.router.observes
-        heap: list[tuple[int, int, int]] = []  # (ps, kind, replica): an entry may be stale
-        while True:
-            arrival = arrivals.next_ps
-            if heap and heap[0][0] < arrival:
-                now, kind, index = heapq.heappop(heap)
-                replica = self.replicas[index]
-                if replica.next_ps != now or replica.ending != (kind == STEP_END):
-                    continue
-                if coupled:
-                    self.router.observe(now)
-                    replica.advance()
-                else:
-                    replica.run(arrival)
-            elif arrival == NEVER:
+        fleet, router = self.fleet, self.router
+        while not self.stopped:
+            at = arrivals.next_ps
+            while fleet.next_ps < at <= arrivals.next_ps and not self.stopped:
+                self._advance(at, arrivals)
+            if arrivals.next_ps < at or self.stopped:
+                continue  # a finish released another
+            if at == NEVER:
                 break
+            router.observe(at)
+            index = arrivals.pop()
+            fleet.arrive(index, router.choose(), at)
+        fleet.close()
+        if self.finished < len(self.demand) and not self.stopped:
+            left = len(self.demand) - self.finished
+            raise InvariantError(f"deadlock: {left} requests left and no event; {fleet.describe()}")
+
+    def _advance(self, limit_ps: int, arrivals: Arrivals) -> None:
+        """Process events before ``limit_ps``, as far as nobody looks in between."""
+        fleet, router = self.fleet, self.router
+        events, in_order = MANY, arrivals.coupled
+        if router.look_ps < limit_ps:
+            if fleet.next_ps >= router.look_ps:
+                router.observe(fleet.next_ps)
+            if fleet.next_ps >= router.look_ps:
+                events, in_order = 1, True  # nothing had changed: it looks at each event
             else:
-                self.router.observe(arrival)
-                request = arrivals.pop()
-                replica = self.replicas[self.router.choose()]
-                before = replica.next_ps
-                replica.arrive(request)
-                if replica.next_ps == before:
-                    continue
-            if replica.next_ps != NEVER:
-                kind = STEP_END if replica.ending else WAKE
-                heapq.heappush(heap, (replica.next_ps, kind, replica.index))
-        if self.finished < len(self.demand):
-            raise InvariantError(self._deadlock())
-
-    def _finish(self, replica: Replica, request: Request, now_ps: int) -> None:
-        self.demand.settle(request)
-        self.router.finished(replica.index)
-        self._arrivals.finished(now_ps)
-        self.finished += 1
-        if self._progress is not None and not self.finished % PROGRESS_EVERY:
+                limit_ps = min(limit_ps, router.look_ps)
+        for finish in fleet.run(limit_ps, events=events, in_order=in_order):
+            router.finished(finish[1])
+            arrivals.finished(finish[2])
+            self.finished += 1
+        if self.finished >= self._report_at:
             self._progress(self.finished)
-
-    def _deadlock(self) -> str:
-        stuck = [f"replica {r.index}: {r.running} running, {r.waiting} waiting"
-                 for r in self.replicas if r.unfinished]  # fmt: skip
-        left = len(self.demand) - self.finished
-        return f"deadlock: {left} requests left and no event; {'; '.join(stuck)}"
+            self._report_at = self.finished + PROGRESS_EVERY

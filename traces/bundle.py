@@ -221,7 +221,7 @@ def _read_table(path: Path, name: str, skip: frozenset[str]) -> pa.Table:
         raise TraceError(f"{file}: missing")
     try:
         kept = [c for c in pq.read_schema(file).names if c not in skip] if skip else None
-        data = pq.read_table(file, columns=kept, memory_map=True)
+        data = pq.ParquetFile(file, memory_map=True).read(columns=kept)
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{file}: not readable as parquet: {str(error).splitlines()[0]}") from None
     faults = table_faults(table, data, str(file))

@@ -72,7 +72,8 @@ class BlockPool:
 
         Blocks without a hash go to the front of the free queue, cached ones to its end.
         """
-        first, last = [], []
+        first: list[int] = []
+        last: list[int] = []
         for block in blocks:
             if block == NULL:
                 continue

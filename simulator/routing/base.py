@@ -28,10 +28,12 @@ class Load(Protocol):
 class Router(Protocol):
     """Chooses a replica for each arrival.
 
-    ``observes``: it must be told of every event's time before the event.
+    ``look_ps`` is when it next wants to look at the replicas: it must be told of the first
+    event at or after that time, and of each that follows while ``look_ps`` is not later,
+    before the event. NEVER for a router that does not look.
     """
 
-    observes: bool
+    look_ps: int
 
     def observe(self, now_ps: int) -> None:
         """An event is about to happen at this time."""

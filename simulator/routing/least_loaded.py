@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+from simulator.clock import NEVER
 from simulator.routing.base import Load
 
 
@@ -15,7 +16,7 @@ class LeastLoaded:
     dropped when it comes up, and all of them when they outnumber the replicas by far.
     """
 
-    observes = False
+    look_ps = NEVER
 
     def __init__(self, replicas: Sequence[Load]) -> None:
         self._counts = [0] * len(replicas)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulator.clock import NEVER
 from simulator.routing.base import Load
 
 
 class RoundRobin:
     """Blind to load."""
 
-    observes = False
+    look_ps = NEVER
 
     def __init__(self, replicas: Sequence[Load]) -> None:
         self._replicas = len(replicas)

@@ -18,21 +18,19 @@ PUBLISH_INTERVAL_PS = PS_PER_S // 10
 class VllmDP:
     """One API server (``client_count`` = 1)."""
 
-    observes = True
-
     def __init__(self, replicas: Sequence[Load]) -> None:
         self._replicas = replicas
         self._start = 0
-        self._published_ps = -PUBLISH_INTERVAL_PS
+        self.look_ps = 0
         self._published: list[tuple[int, int, float]] = []
         self.publish([(0, 0, 0.0)] * len(replicas))
 
     def observe(self, now_ps: int) -> None:
-        if now_ps < self._published_ps + PUBLISH_INTERVAL_PS:
+        if now_ps < self.look_ps:
             return
         loads = [(r.waiting, r.running, r.kv_usage) for r in self._replicas]
         if loads != self._published:
-            self._published_ps = now_ps
+            self.look_ps = now_ps + PUBLISH_INTERVAL_PS
             self._published = loads
             self.publish(loads)
 

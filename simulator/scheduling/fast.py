@@ -1,323 +1,175 @@
-"""The scheduler without a loop over decoding rows: equal to ``reference`` bit for bit.
+"""The compiled scheduler behind the reference's interface: one engine, one step at a time.
 
-A decoding request gets one token every step, so nothing about it needs touching until it
-ends: its context is ``base + clock``, it needs a block when that is a multiple of the block
-size (counted by phase), and it ends at a known step (kept in buckets). A step costs the
-same for one decode as for a thousand.
-
-A step that may preempt, or that follows a rule the fast path leaves out (capped long
-prefills, sliding windows, tokens on their way to preempted requests), is *plain*: the
-implicit state is written out, ``reference`` does the step, and the state is read back when
-the fast path applies again.
-
-Running requests stand in this order, in fast steps::
-
-    [ decodes and, asynchronously, those whose last token is in flight | at most one prefill ]
+For tests, and for whoever drives a scheduler by times of its own; a simulation runs whole
+fleets (``engine/fleet.py``). Sliding windows have no compiled form: there it is the
+reference itself.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
-from simulator.kv.base import KV
-from simulator.kv.counted import CountedKV
-from simulator.kv.groups import ceil_div
+import numpy as np
+
+from simulator.demand import new_records
+from simulator.engine.build import load
+from simulator.engine.entries import (
+    abort_request,
+    add_request,
+    end_step,
+    plan_step,
+    settle_all,
+)  # fmt: skip
+from simulator.engine.layout import Shared
+from simulator.engine.memory import Memory, Records
 from simulator.scheduling.config import SchedulerConfig
 from simulator.scheduling.reference import Batch, Row, Scheduler
 from simulator.scheduling.request import Request, Status
-from traces.errors import InvariantError
+from simulator.step_time.base import BatchShape
+from simulator.step_time.compiled import CompiledStepTime
 
 
 class FastScheduler(Scheduler):
-    """Drop-in for ``Scheduler``; ``rows`` of a fast batch name only what is not a decode.
+    """Drop-in for ``Scheduler``; requests, told apart by ``index``, live in records once added.
 
-    With ``explicit`` every batch lists all its rows, for recording.
+    Of a ``Request`` only ``cached_tokens`` and ``status`` are kept up to date. ``shape`` is
+    the last step's, as the step-time model gets it.
     """
 
-    kv: CountedKV
-
-    def __init__(self, config: SchedulerConfig, *, explicit: bool = False) -> None:
+    def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(config)
-        self.explicit = explicit
-        self.fast_steps = 0
-        self.plain_steps = 0
-        self._async = config.async_scheduling
-        self._block_size = config.block_size
-        self._in_flight: deque[Batch] = deque()
-        self._is_plain = True
-        self._clock = 0
-        self._seats = 0
-        self._blocked: tuple[Request | None, int] = (None, -1)
-        self._reset()
+        self._is_compiled = config.windows == (None,)
+        if not self._is_compiled:
+            return
+        self._model = CompiledStepTime([])
+        self._memory = Memory(config, 1, contents=0, model=self._model.address)
+        self._replica: Records = self._memory.replicas[0]
+        self._requests: dict[int, Request] = {}
+        self._records = new_records(0)
+        self._shared: list[Records] = []
+        self._contents: dict[int, int] = {}  # block hash -> content
+        self.waiting = _Waiting(self._replica)  # type: ignore[assignment]
+        self.kv = _Blocks(self._replica, config.num_gpu_blocks)  # type: ignore[assignment]
+        self._add, self._abort = load(add_request), load(abort_request)
+        self._plan, self._end, self._settle = load(plan_step), load(end_step), load(settle_all)
 
-    def _make_kv(self) -> KV:
-        config = self.config
-        if config.windows != (None,):
-            return super()._make_kv()
-        return CountedKV(
-            config.num_gpu_blocks,
-            config.block_size,
-            caching=config.enable_prefix_caching,
-            max_model_len=config.max_model_len,
-            watermark=config.watermark,
-        )
+    @property
+    def quiet_steps(self) -> int:
+        """Steps taken without a look at their rows."""
+        return int(self._replica["quiet_steps"]) if self._is_compiled else 0
 
-    def _reset(self) -> None:
-        self._decodes = 0
-        self._context = 0  # sum of the decodes' computed tokens
-        self._phase = [0] * self._block_size  # decodes by base modulo the block size
-        self._last_step: dict[int, list[Request]] = {}  # clock -> decodes that end then
-        self._prefill: Request | None = None
-        self._sharers: list[Request] = []  # decodes that still fill blocks others may share
+    @property
+    def shape(self) -> BatchShape:
+        """Shape of the last step."""
+        return self._model.last_shape()
 
-    # -- the two ways to make a step ------------------------------------------------------
+    def add(self, request: Request) -> None:
+        if not self._is_compiled:
+            super().add(request)
+            return
+        self._keep(request)
+        self._add(self._memory.address, request.index)
 
     def schedule(self) -> Batch:
-        if self._is_plain and self._fast_applies():
-            self._read_back()
-        batch = None if self._is_plain else self._fast_step()
-        if batch is None:
-            self._write_out()
-            batch = super().schedule()
-            self._is_plain = True
-            self.plain_steps += bool(batch.rows)
-        else:
-            self.fast_steps += 1
-            if self.explicit:
-                self._list_decodes(batch)
-        self._in_flight.append(batch)
+        if not self._is_compiled:
+            return super().schedule()
+        slot = self._plan(self._memory.address)
+        step = self._memory.steps[0, slot]
+        lost = self._memory.preempted[0, slot, : step["preempted"]]["value"]
+        batch = Batch(preempted=[self._requests[i] for i in lost], tokens=int(step["tokens"]))
+        self._look()
+        if step["quiet"]:
+            ahead = int(self._replica["scheduled"]) - 1
+            for request in self.running:
+                computed = int(self._records["computed"][request.index]) + ahead
+                batch.rows.append(Row(request, computed, 1, emits=True))
+            return batch
+        for _, _, i, tokens, computed, emits, _ in self._memory.rows[
+            0, slot, : step["rows"]
+        ].tolist():
+            batch.rows.append(Row(self._requests[i], computed, tokens, emits=bool(emits)))
+            self._requests[i].cached_tokens = int(self._records["cached_tokens"][i])
         return batch
 
     def update(self, batch: Batch) -> list[Request]:
-        self._in_flight.popleft()
-        if not batch.implicit:
+        if not self._is_compiled:
             return super().update(batch)
+        quiet = self._memory.steps[0, self._replica["first_slot"]]["quiet"]
+        self._end(self._memory.address, 0)
+        self._memory.world["finished"] = 0
+        self._look()
         events = []
-        for request in batch.first:
-            request.output += 1
-            if request.output == 1:
-                events.append(request)
-        if batch.last:
-            for request in batch.last:
-                request.output = request.max_tokens
-                request.computed = request.prompt + request.max_tokens - 1
-                request.held = ceil_div(request.computed, self._block_size)
-                request.in_flight = request.placeholders = 0
-                request.status = Status.FINISHED
-                self.kv.cache(request, request.computed)
-                self.kv.free(request)
-            if len(batch.last) == 1:
-                self.running.remove(batch.last[0])
-            else:
-                self.running = [r for r in self.running if r.status == Status.RUNNING]
-            events += batch.last
+        for row in () if quiet else batch.rows:
+            record = self._records[row.request.index]
+            row.request.status = Status(int(record["status"]))
+            if row.emits and (record["output"] == 1 or row.request.status == Status.FINISHED):
+                events.append(row.request)
         return events
 
     def abort(self, request: Request) -> None:
-        self._write_out()
-        self._is_plain = True
-        super().abort(request)
+        if not self._is_compiled:
+            super().abort(request)
+            return
+        self._abort(self._memory.address, request.index)
+        request.status = Status.ABORTED
+        self._look()
 
     def check(self, requests: Iterable[Request]) -> None:
-        if not self._is_plain:
-            self._write_fields()
-        super().check(requests)
-
-    # -- a fast step ------------------------------------------------------------------------
-
-    def _fast_step(self) -> Batch | None:
-        """The next batch, or None (with nothing changed) if this step must be plain."""
-        config, kv, clock = self.config, self.kv, self._clock
-        decodes = self._decodes
-        blocks = self._phase[-clock % self._block_size]
-        budget = config.max_num_batched_tokens - decodes
-        prefill = self._prefill
-        if blocks > kv.free_blocks or budget < 0:
-            return None
-        if config.long_prefill_token_threshold and (prefill is not None or self.waiting):
-            return None
-        chunk = 0
-        if prefill is not None and budget > 0:
-            chunk = min(prefill.tokens - prefill.computed, budget)
-            missing = ceil_div(prefill.computed + chunk, self._block_size) - prefill.held
-            if blocks + missing > kv.free_blocks:
-                return None
-        batch = Batch(tokens=decodes, implicit=True, decodes=decodes, context=self._context)
-        if blocks:
-            kv.take(blocks)
-        if self._sharers:
-            self._fill_shared()
-        if chunk:
-            assert prefill is not None
-            kv.extend(prefill, chunk)
-            batch.add(prefill, chunk)
-        if batch.tokens < config.max_num_batched_tokens and self.waiting:
-            self._admit_waiting(batch)
-        self._clock = batch.clock = clock + 1
-        self._context += decodes
-        ending = self._last_step.pop(clock, None)
-        if ending is not None:
-            self._retire(ending)
-            batch.last = ending
-        for row in batch.rows:
-            self._advance_row(batch, row)
-        if len(batch.last) > 1:
-            batch.last.sort(key=_seat)
-        return batch
-
-    def _admit_waiting(self, batch: Batch) -> None:
-        config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
-        while (
-            batch.tokens < config.max_num_batched_tokens
-            and waiting
-            and len(running) < config.max_num_seqs
-        ):
-            request = waiting.peek()
-            if self._blocked == (request, kv.version) and running and kv.free_blocks < kv.wanted:
-                return  # refused before, and nothing has changed for the better
-            kv.wanted = 0
-            if not self._admit(batch, request, 0):
-                # What it wants depends on the chunk, and so on the budget, unless reserved.
-                lasting = kv.wanted and config.scheduler_reserve_full_isl
-                self._blocked = (request, kv.version if lasting else -1)
-                return
-            self._seats += 1
-            request.seat = self._seats
-
-    def _advance_row(self, batch: Batch, row: Row) -> None:
-        request = row.request
-        request.computed += row.tokens
-        row.emits = request.computed >= request.tokens
-        request.is_prefill = not row.emits
-        if not row.emits:
-            self._prefill = request
+        """Raise InvariantError unless the KV blocks of all requests add up."""
+        if not self._is_compiled:
+            super().check(requests)
             return
-        if self._prefill is request:
-            self._prefill = None
-        if request.output + 1 >= request.max_tokens:
-            request.base, request.joined = request.computed - self._clock, self._clock
-            batch.last = [*batch.last, request]
-            return
-        batch.first.append(request)
-        self._join(request, request.max_tokens - request.output - 1, self._clock)
+        self._settle(self._memory.address, 1)
+        self._memory.check(0, self._records)
 
-    def _join(self, request: Request, steps: int, joined: int) -> None:
-        """A request becomes a decode of ``steps`` more steps, from the next step on."""
-        clock = self._clock
-        request.joined = joined
-        request.base = request.computed - clock
-        self._decodes += 1
-        self._context += request.computed
-        self._phase[request.base % self._block_size] += 1
-        self._last_step.setdefault(clock + steps - 1, []).append(request)
-        if request.shared > request.cached_blocks[0]:
-            self._sharers.append(request)
+    def _look(self) -> None:
+        """Read what changed."""
+        seats = self._memory.seats[0, : self._replica["running"]]["value"]
+        self.running = [self._requests[i] for i in seats.tolist()]
+        self.capped_chunks = int(self._replica["capped_chunks"])
 
-    def _retire(self, ending: list[Request]) -> None:
-        self._decodes -= len(ending)
-        for request in ending:
-            self._context -= request.base + self._clock
-            self._phase[request.base % self._block_size] -= 1
-        if self._sharers:
-            done = {r.index for r in ending}
-            self._sharers = [r for r in self._sharers if r.index not in done]
-
-    def _fill_shared(self) -> None:
-        known = 0 if self._async else 1  # asynchronously the newest token is not known yet
-        for request in self._sharers:
-            self.kv.cache(request, request.base + self._clock + known)
-        self._sharers = [r for r in self._sharers if r.shared > r.cached_blocks[0]]
-
-    # -- between fast and plain -------------------------------------------------------------
-
-    def _fast_applies(self) -> bool:
-        if not isinstance(self.kv, CountedKV):
-            return False
-        for request in self.running:
-            if request.is_prefill:
-                if request is not self.running[-1]:
-                    return False
-            elif self._async and request.placeholders != 1:
-                return False
-        rows = [row for batch in self._in_flight for row in batch.rows]
-        return all(r.request.status == Status.RUNNING and not r.request.stale for r in rows)
-
-    def _read_back(self) -> None:
-        """Make decodes implicit; the state was plain."""
-        self._reset()
-        self._is_plain = False
-        clock, size = self._clock, self._block_size
-        for batch in self._in_flight:  # at most one, and what it will bring is known
-            batch.implicit, batch.clock = True, clock
-            emitting = [row.request for row in batch.rows if row.emits]
-            batch.last = [r for r in emitting if r.output + 1 >= r.max_tokens]
-            batch.first = [r for r in emitting if r.output == 0 and r.max_tokens > 1]
-        for request in self.running:
-            self._seats += 1
-            request.seat = self._seats
-            if request.is_prefill:
-                self._prefill = request
-                continue
-            # Whether its newest token is in the prefix cache yet tells when it joined.
-            joined = clock - (request.cached_blocks[0] < request.computed // size)
-            left = request.max_tokens - request.output - request.placeholders
-            if left > 0:
-                self._join(request, left, joined)
-            else:
-                request.base, request.joined = request.computed - clock, joined
-
-    def _write_out(self) -> None:
-        """Make everything explicit, requests and batches in flight alike."""
-        if self._is_plain:
-            return
-        self._write_fields()
-        for batch in self._in_flight:
-            batch.implicit = False
-        self._reset()
-
-    def _write_fields(self) -> None:
-        """Write the fields of implicit requests as ``reference`` would have them."""
-        pending: dict[int, int] = {}
-        tokens: dict[int, int] = {}
-        for batch in self._in_flight:
-            self._list_decodes(batch)
-            for row in batch.rows:
-                index = row.request.index
-                pending[index] = pending.get(index, 0) + row.emits
-                tokens[index] = tokens.get(index, 0) + row.tokens
-        for request in self.running:
-            request.in_flight = tokens.get(request.index, 0)
-            if request is self._prefill:
-                continue
-            emitting = pending.get(request.index, 0)
-            final = request.prompt + request.max_tokens - 1
-            request.computed = min(request.base + self._clock, final)
-            request.output = request.computed + 1 - request.prompt - emitting
-            request.placeholders = emitting if self._async else 0
-            request.held = ceil_div(request.computed, self._block_size)
-            if self.kv.caching:
-                unknown = self._async and request.joined != self._clock
-                request.cached_blocks[0] = (request.computed - unknown) // self._block_size
-
-    def _list_decodes(self, batch: Batch) -> None:
-        """Name the decodes of a fast batch too, in running order."""
-        if not batch.decodes:
-            return
-        named = {row.request.index for row in batch.rows}
-        decodes = [
-            Row(r, r.base + batch.clock - 1, 1, emits=True)
-            for r in self.running
-            if r.index not in named
-            and not r.is_prefill
-            and r.joined < batch.clock
-            and r.base + batch.clock <= r.prompt + r.max_tokens - 1
-        ]
-        if len(decodes) != batch.decodes:
-            raise InvariantError(f"{len(decodes)} decodes found, {batch.decodes} counted")
-        batch.rows = decodes + batch.rows
-        batch.decodes = 0
+    def _keep(self, request: Request) -> None:
+        """Give a request its record."""
+        i = request.index
+        self._requests[i] = request
+        if i >= len(self._records):
+            self._records = np.concatenate([self._records, new_records(i + 64)])
+            self._memory.point("requests_at", self._records)
+        record = self._records[i]
+        record["prompt"], record["max_tokens"] = request.prompt, request.max_tokens
+        record["priority"], record["arrival_ps"] = request.priority, request.arrival_ps
+        ranked = sorted(self._requests.values(), key=lambda r: (r.name, r.index))
+        for rank, other in enumerate(ranked):
+            self._records["rank"][other.index] = rank
+        hashes = request.hashes[: request.shared]
+        shared = np.zeros(len(hashes), Shared.dtype)
+        shared["code"] = [self._contents.setdefault(h, len(self._contents)) for h in hashes]
+        record["shared"], record["shared_at"] = len(hashes), shared.ctypes.data
+        self._shared.append(shared)
+        self._memory.make_room(len(self._contents))
 
 
-def _seat(request: Request) -> int:
-    return request.seat
+class _Waiting:
+    """Stands for the waiting queue, of which only the length is known."""
+
+    def __init__(self, replica: Records) -> None:
+        self._replica = replica
+
+    def __len__(self) -> int:
+        return int(self._replica["waiting"])
+
+
+class _Blocks:
+    """Stands for the KV memory."""
+
+    def __init__(self, replica: Records, blocks: int) -> None:
+        self._replica = replica
+        self.blocks = blocks
+
+    @property
+    def free_blocks(self) -> int:
+        return int(self._replica["free_blocks"])
+
+    @property
+    def evictions(self) -> int:
+        return int(self._replica["evictions"])

@@ -1,4 +1,4 @@
-"""vLLM V1's scheduler, plainly: the oracle that the fast engine must equal bit for bit.
+"""vLLM V1's scheduler, plainly: the oracle that the compiled engine must equal bit for bit.
 
 There is no prefill or decode phase: every step gives each request tokens until its
 computed tokens catch up with its known tokens. Running requests come first in list order,
@@ -31,22 +31,11 @@ class Row:
 
 @dataclass(slots=True)
 class Batch:
-    """What one step runs.
-
-    An ``implicit`` batch is the fast scheduler's: its ``decodes`` rows of one token, whose
-    computed tokens sum to ``context``, are counted and not listed; ``first`` and ``last``
-    are the requests that get their first and last token at its end.
-    """
+    """What one step runs, and who lost its blocks to it."""
 
     rows: list[Row] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
     tokens: int = 0
-    implicit: bool = False
-    decodes: int = 0
-    context: int = 0
-    clock: int = 0
-    first: list[Request] = field(default_factory=list)
-    last: list[Request] = field(default_factory=list)
 
     def add(self, request: Request, tokens: int) -> None:
         """Append a row for ``request`` at its current progress."""
@@ -245,7 +234,6 @@ class Scheduler:
         request.computed += row.tokens
         request.in_flight += row.tokens
         row.emits = request.computed >= request.tokens + request.placeholders
-        request.is_prefill = not row.emits
         if row.emits and self.config.async_scheduling:
             request.placeholders += 1
 

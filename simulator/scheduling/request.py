@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
+MAX_PREEMPTIONS = 900  # of one request; beyond, requests evict each other for ever
+
 
 class Status(IntEnum):
     """Where a request stands in the scheduler."""
@@ -25,11 +27,10 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_ps", "base", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
-        "finished_ps", "first_scheduled_ps", "first_token_ps", "hashes", "held", "in_flight",
-        "index", "is_prefill", "joined", "max_tokens", "name", "output", "placeholders",
-        "preemptions", "priority", "prompt", "queued_ps", "replica", "seat", "shared", "stale",
-        "status",
+        "arrival_ps", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
+        "finished_ps", "first_scheduled_ps", "first_token_ps", "hashes", "in_flight", "index",
+        "max_tokens", "name", "output", "placeholders", "preemptions", "priority",
+        "prompt", "queued_ps", "replica", "shared", "stale", "status",
     )  # fmt: skip
 
     def __init__(
@@ -59,15 +60,10 @@ class Request:
         self.placeholders = 0
         self.in_flight = 0  # tokens scheduled in steps that have not ended
         self.stale = 0  # of these, tokens scheduled before a preemption
-        self.is_prefill = False
         self.preemptions = 0
         self.status = Status.WAITING
         self.blocks: list[list[int]] = [[] for _ in range(groups)]  # per KV group
         self.cached_blocks = [0] * groups  # of these, blocks already offered to the prefix cache
-        self.held = 0  # blocks held, where blocks are only counted
-        # The fast scheduler's: a decode's computed = base + clock since the clock ``joined``;
-        # ``seat`` orders running requests by admission.
-        self.base = self.joined = self.seat = 0
         self.boundary = 0  # shared prefix that a sliding-window group has not cached, tokens
         self.cached_tokens = -1  # prefix hit at the first admission; -1 before it
         self.replica = -1

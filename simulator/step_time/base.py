@@ -13,7 +13,9 @@ class BatchShape:
     """What a step's duration depends on: integers that do not depend on the order of rows.
 
     A row runs ``q`` query tokens after ``c`` computed ones. Rows with q = 1 are decodes to
-    the kernels, whatever their request is doing.
+    the kernels, whatever their request is doing; those with q > 1 are prefills. All but
+    ``sampled`` follow from sums and maxima over rows, and a step of nothing but decodes
+    changes them by what can be said without looking at its rows.
     """
 
     tokens: int = 0  # sum of q
@@ -21,26 +23,39 @@ class BatchShape:
     sampled: int = 0  # rows that sample a token
     decodes: int = 0  # rows with q = 1
     decode_context: int = 0  # their sum of c
+    decode_context_sq: int = 0  # of c squared
+    decode_context_max: int = 0
     prefill_tokens: int = 0  # sum of q over rows with q > 1
+    prefill_tokens_sq: int = 0  # of q squared
     prefill_context: int = 0  # their sum of c: KV read back
+    prefill_context_sq: int = 0
+    prefill_context_max: int = 0
     prefill_pairs: int = 0  # their sum of q c + q (q + 1) / 2: query-key pairs
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows with q > 1."""
+        return self.rows - self.decodes
 
 
 def shape_of(batch: Batch) -> BatchShape:
-    """Shape of a batch, O(rows listed)."""
-    shape = BatchShape(
-        tokens=batch.tokens, rows=len(batch.rows) + batch.decodes, sampled=batch.decodes,
-        decodes=batch.decodes, decode_context=batch.context if batch.decodes else 0,
-    )  # fmt: skip
+    """Shape of a batch, O(rows)."""
+    shape = BatchShape(tokens=batch.tokens, rows=len(batch.rows))
     for row in batch.rows:
+        q, c = row.tokens, row.computed
         shape.sampled += row.emits
-        if row.tokens == 1:
+        if q == 1:
             shape.decodes += 1
-            shape.decode_context += row.computed
+            shape.decode_context += c
+            shape.decode_context_sq += c * c
+            shape.decode_context_max = max(shape.decode_context_max, c)
         else:
-            shape.prefill_tokens += row.tokens
-            shape.prefill_context += row.computed
-            shape.prefill_pairs += row.tokens * row.computed + row.tokens * (row.tokens + 1) // 2
+            shape.prefill_tokens += q
+            shape.prefill_tokens_sq += q * q
+            shape.prefill_context += c
+            shape.prefill_context_sq += c * c
+            shape.prefill_context_max = max(shape.prefill_context_max, c)
+            shape.prefill_pairs += q * c + q * (q + 1) // 2
     return shape
 
 
@@ -57,7 +72,10 @@ class StepTimes(NamedTuple):
 
 
 class StepTimeModel(Protocol):
-    """Predicts a step from its shape."""
+    """Predicts a step from its shape.
+
+    A model that the compiled engine is to use is a ``step_time.compiled.CompiledStepTime``.
+    """
 
     frontend_ps: int  # from a request's arrival to the engine's input queue
 

@@ -161,6 +161,11 @@ def shapes_of(rows: pa.Table, index: npt.NDArray[np.int64], steps: int) -> list[
         sums = np.bincount(index, weights=values.astype(np.float64), minlength=steps)
         return [int(v) for v in sums]
 
+    def most(values: npt.NDArray[np.int64]) -> list[int]:
+        largest = np.zeros(steps, np.int64)
+        np.maximum.at(largest, index, values)
+        return [int(v) for v in largest]
+
     many = ~decode
     columns = {
         "tokens": total(q),
@@ -168,8 +173,13 @@ def shapes_of(rows: pa.Table, index: npt.NDArray[np.int64], steps: int) -> list[
         "sampled": total(emitted),
         "decodes": total(decode),
         "decode_context": total(c * decode),
+        "decode_context_sq": total(c * c * decode),
+        "decode_context_max": most(c * decode),
         "prefill_tokens": total(q * many),
+        "prefill_tokens_sq": total(q * q * many),
         "prefill_context": total(c * many),
+        "prefill_context_sq": total(c * c * many),
+        "prefill_context_max": most(c * many),
         "prefill_pairs": total((q * c + q * (q + 1) // 2) * many),
     }
     return [

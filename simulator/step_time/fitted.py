@@ -15,7 +15,7 @@ import yaml
 
 from simulator.clock import to_ps
 from simulator.model import ModelSpec
-from simulator.step_time.base import BatchShape, StepTimes
+from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
 from traces.errors import TraceError, nearest
 
@@ -84,34 +84,17 @@ def load_profile(path: Path) -> StepProfile:
         raise TraceError(f"{file}: {str(error).split('() ')[-1]}") from None
 
 
-class FittedStepTime:
-    """Evaluates a profile for one model; the ``StepTimeModel`` of captured engines."""
+class FittedStepTime(CompiledStepTime):
+    """A profile made ready for one model; the step-time model of captured engines."""
 
     def __init__(self, profile: StepProfile, model: ModelSpec) -> None:
-        known = forward_terms(model.moe)
-        self._forward = _bind(profile.forward, known)
-        self._host = _bind(profile.host, HOST_TERMS)
-        self._gap = _bind(profile.gap, HOST_TERMS)
-        self._ranges = [(name, *profile.ranges[name]) for name in RANGED]
-        self.frontend_ps = to_ps(profile.frontend_s)
-        self._steps = 0
-        self._outside = 0
-
-    def times(self, shape: BatchShape) -> StepTimes:
-        """Times of a step; a shape beyond the fitted range is extrapolated and counted."""
-        self._steps += 1
-        for name, _, high in self._ranges:
-            if getattr(shape, name) > high:
-                self._outside += 1
-                break
-        return StepTimes(
-            to_ps(sum(c * term(shape) for c, term in self._forward)),
-            to_ps(sum(c * term(shape) for c, term in self._host)),
-            to_ps(sum(c * term(shape) for c, term in self._gap)),
+        super().__init__(
+            _bind(profile.forward, forward_terms(model.moe)),
+            _bind(profile.host, HOST_TERMS),
+            _bind(profile.gap, HOST_TERMS),
+            frontend_ps=to_ps(profile.frontend_s),
+            ranges={name: profile.ranges[name][1] for name in RANGED},
         )
-
-    def coverage(self) -> dict[str, int]:
-        return {"steps": self._steps, "extrapolated": self._outside}
 
 
 def _bind(coefficients: dict[str, float], known: dict[str, Term]) -> list[tuple[float, Term]]:

@@ -8,47 +8,26 @@ cost of the dense layers: below the knee weights are read, above it they are mul
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from simulator.model import MoESpec
-from simulator.step_time.base import BatchShape
+from simulator.step_time.functions import ActiveExperts, Beyond, Constant, Linear, UpTo
 
-Term = Callable[[BatchShape], float]
+Term = Constant | Linear | UpTo | Beyond | ActiveExperts
 
 KNEES = (4, 16, 64, 256)
 
-HOST_TERMS: dict[str, Term] = {
-    "step": lambda s: 1.0,
-    "rows": lambda s: s.rows,
-}
+HOST_TERMS: dict[str, Term] = {"step": Constant(), "rows": Linear("rows")}
 
 
 def forward_terms(moe: MoESpec | None) -> dict[str, Term]:
     """Terms of the worker's forward, by name; units as in ``BatchShape``."""
-    terms: dict[str, Term] = {
-        "step": lambda s: 1.0,
-        "tokens": lambda s: s.tokens,
-        "sampled": lambda s: s.sampled,
-        "decodes": lambda s: s.decodes,
-        "decode_context": lambda s: s.decode_context,
-        "prefill_rows": lambda s: s.rows - s.decodes,
-        "prefill_context": lambda s: s.prefill_context,
-        "prefill_pairs": lambda s: s.prefill_pairs,
-    }
+    features = (
+        "tokens", "sampled", "decodes", "decode_context", "prefill_rows", "prefill_context",
+        "prefill_pairs",
+    )  # fmt: skip
+    terms: dict[str, Term] = {"step": Constant(), **{name: Linear(name) for name in features}}
     for knee in KNEES:
-        terms[f"tokens_upto_{knee}"] = lambda s, k=knee: min(s.tokens, k)  # type: ignore[misc]
-        terms[f"tokens_beyond_{knee}"] = lambda s, k=knee: max(0, s.tokens - k)  # type: ignore[misc]
+        terms[f"tokens_upto_{knee}"] = UpTo("tokens", knee)
+        terms[f"tokens_beyond_{knee}"] = Beyond("tokens", knee)
     if moe is not None:
-        terms["active_experts"] = lambda s: active_experts(s.tokens, moe.experts, moe.top_k)
+        terms["active_experts"] = ActiveExperts(moe.experts, moe.top_k)
     return terms
-
-
-def active_experts(tokens: int, experts: int, top_k: int) -> float:
-    """Expected experts with at least one token under even routing, per layer.
-
-    E (1 - (1 - k/E)^m): each of m tokens picks k of E experts.
-
-    >>> round(active_experts(4, 16, 2), 3)
-    6.621
-    """
-    return float(experts * (1.0 - (1.0 - top_k / experts) ** tokens))

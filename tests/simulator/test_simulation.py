@@ -1,24 +1,13 @@
-"""The event loop on worlds small enough to compute by hand."""
+"""The event loop on worlds small enough to compute by hand; both kinds of fleet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from worlds import config, in_ms, simulate
+from worlds import MS, Make, config, in_ms, linear_step, simulate
 
-from simulator.scheduling import SchedulerConfig
-from simulator.scheduling.fast import FastScheduler
-from simulator.scheduling.reference import Scheduler
+from simulator.fleet import CompiledFleet, PlainFleet
 
-
-def explicit(settings: SchedulerConfig) -> Scheduler:
-    """The fast scheduler, listing its rows."""
-    return FastScheduler(settings, explicit=True)
-
-
-both = pytest.mark.parametrize("make", [Scheduler, explicit])
-Make = Callable[[SchedulerConfig], Scheduler]
+both = pytest.mark.parametrize("make", [PlainFleet, CompiledFleet])
 
 
 @both
@@ -58,16 +47,29 @@ def test_preempted_request_comes_back_and_finishes(make: Make) -> None:
     assert requests["preemptions"] == [0, 1]
 
 
-def test_routers() -> None:
+@both
+def test_front_end_delays_the_way_to_the_queue(make: Make) -> None:
+    model = linear_step(frontend_ps=3 * MS)
+    requests = simulate((5, 4, 1), settings=config(), make=make, model=model)["requests"]
+    assert in_ms(requests["queued_s"]) == [8]
+    assert in_ms(requests["finished_s"]) == [22]
+
+
+@both
+def test_routers(make: Make) -> None:
     rows = [(0, 40, 30), (1, 4, 1), (100, 4, 1), (200, 4, 1)]
-    turns = simulate(*rows, settings=config(), replicas=2)["requests"]
+    turns = simulate(*rows, settings=config(), make=make, replicas=2)["requests"]
     assert turns["replica"] == [0, 1, 0, 1]
-    loaded = simulate(*rows, settings=config(), replicas=2, router="least_loaded")["requests"]
+    loaded = simulate(*rows, settings=config(), make=make, replicas=2, router="least_loaded")[
+        "requests"
+    ]
     assert loaded["replica"] == [0, 1, 1, 1]
 
 
-def test_closed_loop_keeps_its_concurrency() -> None:
-    requests = simulate(*[(0, 4, 3)] * 6, settings=config(), concurrency=2)["requests"]
+@both
+def test_closed_loop_keeps_its_concurrency(make: Make) -> None:
+    world = simulate(*[(0, 4, 3)] * 6, settings=config(), make=make, concurrency=2)
+    requests = world["requests"]
     arrivals, ends = requests["arrival_s"], requests["finished_s"]
     for arrival in arrivals:
         alive = [a for a, e in zip(arrivals, ends, strict=True) if a <= arrival < e]
@@ -80,25 +82,9 @@ def test_closed_loop_keeps_its_concurrency() -> None:
 @both
 def test_conservation_under_pressure(make: Make, asynchronous: bool, router: str) -> None:
     rows = [(i * 3, 3 + 7 * i % 40, 1 + 5 * i % 30) for i in range(60)]
-    settings = config(
-        num_gpu_blocks=30, async_scheduling=asynchronous, enable_prefix_caching=True
-    )
+    settings = config(num_gpu_blocks=30, async_scheduling=asynchronous, enable_prefix_caching=True)
     tables = simulate(*rows, settings=settings, replicas=2, router=router, make=make)
     assert set(tables["requests"]["status"]) == {"finished"}
     assert sum(tables["requests"]["preemptions"]) > 0
     emitted = sum(tables["step_requests"]["emitted_tokens"])
     assert emitted == sum(tables["requests"]["output_tokens"]) == sum(o for _, _, o in rows)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_fast_and_reference_give_the_same_tables(asynchronous: bool) -> None:
-    rows = [(i * 5 % 170, 3 + 11 * i % 50, 1 + 7 * i % 30) for i in range(90)]
-    rows.sort()
-    settings = config(
-        num_gpu_blocks=40, async_scheduling=asynchronous, enable_prefix_caching=True
-    )
-    worlds = [
-        simulate(*rows, settings=settings, replicas=3, router="least_loaded", make=make)
-        for make in (Scheduler, explicit)
-    ]
-    assert worlds[0] == worlds[1]

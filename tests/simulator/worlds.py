@@ -10,25 +10,26 @@ import pyarrow as pa
 from simulator.arrivals import ClosedLoop, OpenLoop
 from simulator.clock import PS_PER_S
 from simulator.demand import Demand
-from simulator.records import Recorder, requests_table
+from simulator.fleet import CompiledFleet, PlainFleet
+from simulator.records import Collected, Recorder, requests_table
 from simulator.scheduling import SchedulerConfig
-from simulator.scheduling.reference import Scheduler
 from simulator.simulation import Simulation
-from simulator.step_time.base import BatchShape, StepTimes
+from simulator.step_time.compiled import CompiledStepTime
+from simulator.step_time.functions import Constant, Linear
 
 MS = PS_PER_S // 1000
+Make = Callable[..., CompiledFleet | PlainFleet]
+Columns = dict[str, list[Any]]
 
 
-class LinearStep:
+def linear_step(frontend_ps: int = 0) -> CompiledStepTime:
     """10 ms a step and 1 ms a token, of which 1 ms is the host's; 2 ms between steps."""
-
-    frontend_ps = 0
-
-    def times(self, shape: BatchShape) -> StepTimes:
-        return StepTimes(forward=(9 + shape.tokens) * MS, host=MS, gap=2 * MS)
-
-    def coverage(self) -> dict[str, int]:
-        return {"steps": 0, "extrapolated": 0}
+    return CompiledStepTime(
+        forward=[(9e-3, Constant()), (1e-3, Linear("tokens"))],
+        host=[(1e-3, Constant())],
+        gap=[(2e-3, Constant())],
+        frontend_ps=frontend_ps,
+    )
 
 
 def config(**changes: object) -> SchedulerConfig:
@@ -53,24 +54,33 @@ def demand_of(*rows: tuple[float, int, int], settings: SchedulerConfig) -> Deman
     return Demand(table, settings)
 
 
-def simulate(
-    *rows: tuple[float, int, int],
-    settings: SchedulerConfig,
+def run_demand(
+    demand: Demand,
+    make: Make,
+    *,
     replicas: int = 1,
     router: str = "round_robin",
     concurrency: int | None = None,
-    make: Callable[[SchedulerConfig], Scheduler] = Scheduler,
-) -> dict[str, dict[str, list[Any]]]:
-    """Run a world to its end; returns its tables as columns."""
-    demand = demand_of(*rows, settings=settings)
-    recorder = Recorder(("steps", "step_requests"), "main", demand)
-    world = Simulation(
-        demand, router, replicas, lambda: make(settings), LinearStep(), on_step=recorder.on_step
+    model: CompiledStepTime | None = None,
+) -> dict[str, pa.Table]:
+    """Run a demand to its end; returns its tables, steps ordered by replica and step."""
+    collected = Collected()
+    recorder = Recorder(("steps", "step_requests"), "main", demand, collected)
+    fleet = make(demand, replicas, model or linear_step(), recorder)
+    Simulation(demand, router, fleet).run(
+        OpenLoop(demand) if concurrency is None else ClosedLoop(demand, concurrency)
     )
-    world.run(OpenLoop(demand) if concurrency is None else ClosedLoop(demand, concurrency))
-    for replica in world.replicas:
-        replica.scheduler.check([])
-    tables = {"requests": requests_table(demand, "main"), **recorder.tables()}
+    fleet.check()
+    order = [(name, "ascending") for name in ("replica", "step")]
+    steps = {name: table.sort_by(order) for name, table in collected.tables().items()}
+    return {"requests": requests_table(demand, "main"), **steps}
+
+
+def simulate(
+    *rows: tuple[float, int, int], settings: SchedulerConfig, make: Make = PlainFleet, **how: Any
+) -> dict[str, Columns]:
+    """Run a world to its end; returns its tables as columns."""
+    tables = run_demand(demand_of(*rows, settings=settings), make, **how)
     return {name: table.to_pydict() for name, table in tables.items()}
 
 

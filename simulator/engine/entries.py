@@ -1,0 +1,61 @@
+"""What Python calls: the arguments are numbers, addresses among them."""
+
+from __future__ import annotations
+
+from simulator.engine.advance import send
+from simulator.engine.layout import model_at, replica_of, winner_of, world_at
+from simulator.engine.quiet import settle
+from simulator.engine.run import play, run_to
+from simulator.engine.schedule import abort, add, schedule, update
+from simulator.engine.times import predict
+
+
+def evaluate(model: int) -> None:
+    """Predict the times of a step of the model's shape."""
+    predict(model_at(model))
+
+
+def arrive(world: int, e: int, i: int, at_ps: int) -> int:
+    """Request ``i`` is sent to replica ``e``; returns the time of the next event of all."""
+    w = world_at(world)
+    send(w, replica_of(w, e), i, at_ps)
+    play(w, e)
+    return replica_of(w, winner_of(w, 1).value).next_ps
+
+
+def run(world: int, limit_ps: int, events: int, in_order: bool) -> int:
+    """See ``run_to``."""
+    return run_to(world_at(world), limit_ps, events, in_order)
+
+
+def settle_all(world: int, replicas: int) -> None:
+    """Bring all requests up to date, in the middle of a run."""
+    w = world_at(world)
+    for e in range(replicas):
+        s = replica_of(w, e)
+        if s.quiet:
+            settle(w, s)
+
+
+def add_request(world: int, i: int) -> None:
+    """Request ``i`` enters the waiting queue of the only replica."""
+    w = world_at(world)
+    add(w, replica_of(w, 0), i)
+
+
+def plan_step(world: int) -> int:
+    """The only replica plans a step; returns its slot."""
+    w = world_at(world)
+    return schedule(w, replica_of(w, 0))
+
+
+def end_step(world: int, now_ps: int) -> None:
+    """The only replica's oldest step ended."""
+    w = world_at(world)
+    update(w, replica_of(w, 0), now_ps)
+
+
+def abort_request(world: int, i: int) -> None:
+    """Request ``i`` leaves the only replica."""
+    w = world_at(world)
+    abort(w, replica_of(w, 0), i)

@@ -1,0 +1,163 @@
+"""The memory of the engines: arrays that Python owns and compiled code works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.clock import NEVER
+from simulator.engine.kv import GONE
+from simulator.engine.layout import (
+    NONE,
+    Block,
+    Finish,
+    Number,
+    Replica,
+    Row,
+    Step,
+    World,
+)  # fmt: skip
+from simulator.engine.records import Record
+from simulator.scheduling.config import SchedulerConfig
+from traces.errors import InvariantError
+
+Records = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+FINISHED_ROOM = 4096  # finished requests kept until Python looks, beyond those of one step
+
+
+class Memory:
+    """Engines of one configuration, with nothing to do.
+
+    ``contents`` is how many different blocks can be shared; ``model`` the address of the
+    step-time model. Pages that are never written cost nothing: blocks, places and contents
+    have room for the worst case.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, replicas: int, *, contents: int, model: int = 0,
+        frontend_ps: int = 0,
+    ) -> None:  # fmt: skip
+        self._kept: dict[str, Records] = {}
+        self.world = np.zeros(1, World.dtype)
+        self.replicas = np.zeros(replicas, Replica.dtype)
+        self.seats = np.zeros((replicas, config.max_num_seqs), Number.dtype)
+        self.steps = np.zeros((replicas, 2), Step.dtype)
+        self.rows = np.zeros((replicas, 2, config.max_num_seqs), Row.dtype)
+        self.preempted = np.zeros((replicas, 2, 2 * config.max_num_seqs), Number.dtype)
+        self.finished = np.zeros(FINISHED_ROOM + config.max_num_seqs, Finish.dtype)
+        self._lay_out_replicas(config, contents)
+        self.steps["rows_at"] = _addresses(self.rows)
+        self.steps["preempted_at"] = _addresses(self.preempted)
+        self._set_up_world(config, model, frontend_ps)
+        self.address: int = self.world.ctypes.data
+
+    def point(self, field: str, array: Records, room: str = "") -> None:
+        """Let a field of the world be the address of an array, kept alive until replaced."""
+        self._kept[field] = array
+        self.world[field] = array.ctypes.data
+        if room:
+            self.world[room] = len(array)
+
+    def make_room(self, contents: int) -> None:
+        """Room for so many different contents of shared blocks."""
+        before = self._kept["holders_at"]
+        if contents <= before.shape[1]:
+            return
+        array = np.zeros((len(before), 2 * contents), before.dtype)
+        array[:, : before.shape[1]] = before
+        self._kept["holders_at"] = array
+        self.replicas["holders_at"] = _addresses(array)
+
+    def check(self, replica: int, requests: Records) -> None:
+        """Raise InvariantError unless a replica's KV blocks add up; ``requests`` are all of its.
+
+        None of them may be in a quiet stretch.
+        """
+        state = self.replicas[replica]
+        places = np.arange(state["queue_first"], state["queue_end"]) % self.places
+        queue = self._kept["queue_at"][replica, places]["value"]
+        left = requests["left"][~queue[(queue < 0) & (queue != GONE)]]
+        cached = int((queue >= 0).sum()) + int(left.sum())
+        own = int((requests["held"] - requests["hit"]).sum())
+        shared = int((self._kept["blocks_at"][replica]["references"] > 0).sum())
+        free = int(state["blanks"]) + cached
+        blocks = self._kept["blocks_at"].shape[1] - 1
+        if free != state["free_blocks"] or own + shared + free != blocks or (left < 1).any():
+            raise InvariantError(
+                f"KV blocks leaked: {own} own + {shared} shared + {free} free of {blocks} "
+                f"(counted free: {state['free_blocks']})"
+            )
+
+    def _lay_out_replicas(self, config: SchedulerConfig, contents: int) -> None:
+        replicas, count = self.replicas, len(self.replicas)
+        blocks = config.num_gpu_blocks
+        self.places = 1 << (2 * blocks - 1).bit_length()
+        for field, size, record in (
+            ("phase_at", config.block_size, Number),
+            ("blocks_at", blocks, Block),
+            ("holders_at", contents, Number),
+            ("queue_at", self.places, Number),
+        ):  # fmt: skip
+            array = np.zeros((count, size), record.dtype)
+            self._kept[field] = array
+            replicas[field] = _addresses(array)
+        replicas["running_at"] = _addresses(self.seats)
+        replicas["steps_at"] = _addresses(self.steps)
+        replicas["index"] = np.arange(count)
+        replicas["next_ps"] = NEVER
+        for name in ("inbox_first", "inbox_last", "waiting_first", "waiting_last"):
+            replicas[name] = NONE
+        replicas["free_blocks"] = replicas["blanks"] = blocks - 1
+        replicas["blocks_used"] = 1  # the null block
+
+    def _set_up_world(self, config: SchedulerConfig, model: int, frontend_ps: int) -> None:
+        leaves = max(2, 1 << (len(self.replicas) - 1).bit_length())
+        winners = np.full(2 * leaves, NONE, np.int32)
+        winners[leaves : leaves + len(self.replicas)] = self.replicas["index"]
+        for node in range(leaves - 1, 0, -1):  # nobody has an event: the first replica wins
+            winners[node] = winners[2 * node]
+        self.point("winners_at", winners)
+        self.point("replicas_at", self.replicas)
+        self.point("finished_at", self.finished, "finished_room")
+        settings = {
+            "model_at": model,
+            "leaves": leaves,
+            "queue_places": self.places,
+            "block_size": config.block_size,
+            "max_batched_tokens": config.max_num_batched_tokens,
+            "max_seqs": config.max_num_seqs,
+            "max_model_len": config.max_model_len,
+            "chunked_prefill": config.enable_chunked_prefill,
+            "caching": config.enable_prefix_caching,
+            "long_prefill": config.long_prefill_token_threshold,
+            "adaptive_long_prefill": config.long_prefill_token_threshold_adaptive,
+            "by_priority": config.scheduling_policy == "priority",
+            "depth": config.max_concurrent_batches,
+            "reserve_full": config.scheduler_reserve_full_isl,
+            "watermark_blocks": int(config.watermark * config.num_gpu_blocks),
+            "frontend_ps": frontend_ps,
+        }
+        for name, value in settings.items():
+            self.world[name] = value
+
+
+def _addresses(array: Records) -> Ints:
+    """Address of each part along all axes of ``array`` but the last."""
+    outer = array.shape[:-1]
+    starts = np.arange(int(np.prod(outer)), dtype=np.int64).reshape(outer)
+    addresses: Ints = array.ctypes.data + starts * array.shape[-1] * array.dtype.itemsize
+    return addresses
+
+
+def ints_of(records: Records) -> memoryview:
+    """64-bit records as a flat view of numbers: reading one costs what a list's item does."""
+    return memoryview(records.view(np.int64)).cast("B").cast("q")
+
+
+def place_of(record: type[Record], field: str) -> int:
+    """Position of a field among the 64-bit numbers of a record."""
+    assert record.dtype.fields is not None
+    return record.dtype.fields[field][1] // 8

@@ -1,0 +1,121 @@
+"""How long a step takes: a sum of terms of its shape, for each of three parts.
+
+A term is a coefficient times a function of one or two features of the shape: 1, the feature,
+the feature up to or beyond a knee, the experts active among so many tokens, a table, or the
+attention of the batch (attention.py). Tables are interpolated linearly between their grid
+points, along an axis (and in the value) in the logarithm where marked so. Beyond its edge a
+table keeps the edge's value, and the step counts as extrapolated; where the first feature
+is 0 there is no work: 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from simulator.engine.attention import attention
+from simulator.engine.build import compiled
+from simulator.engine.layout import Model, Term, feature_of, number_of, term_of
+
+FORWARD, HOST, GAP = range(3)  # Term.part
+# Term.kind
+CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE = range(9)
+LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
+PS_PER_S = 1e12
+
+
+@compiled
+def predict(m: Model) -> None:
+    """Times of a step of the model's shape, in picoseconds."""
+    forward = host = gap = 0.0
+    m.outside = 0
+    for k in range(m.terms):
+        t = term_of(m, k)
+        value = number_of(m, t.start).value * _function(m, t, feature_of(m, t.feature).value)
+        if t.part == FORWARD:
+            forward += value
+        elif t.part == HOST:
+            host += value
+        else:
+            gap += value
+    m.forward_ps = int(np.rint(forward * PS_PER_S))
+    m.host_ps = int(np.rint(host * PS_PER_S))
+    m.gap_ps = int(np.rint(gap * PS_PER_S))
+    m.steps += 1
+    m.extrapolated += m.outside
+
+
+@compiled
+def _function(m: Model, t: Term, x: int) -> float:
+    if t.kind == LINEAR:
+        return float(x)
+    if t.kind == DENSE:
+        if x >= t.columns:
+            m.outside = 1
+            x = t.columns - 1
+        return number_of(m, t.start + 1 + x).value
+    if t.kind == ATTENTION:
+        return attention(m, t)
+    if t.kind == TABLE:
+        return _interpolate(m, t, x) if x else 0.0
+    if t.kind == UPTO:
+        return float(x if x < t.knee else t.knee)
+    if t.kind == BEYOND:
+        return float(x - t.knee if x > t.knee else 0)
+    if t.kind == ACTIVE_EXPERTS:
+        experts, missed = number_of(m, t.start + 1).value, number_of(m, t.start + 2).value
+        return experts * (1.0 - math.pow(missed, float(x)))
+    if t.kind == RANGE:
+        m.outside |= x > t.knee
+        return 0.0
+    return 1.0
+
+
+@compiled
+def _interpolate(m: Model, t: Term, x: int) -> float:
+    """Numbers of a table: coefficient, ``columns`` of x, ``lines`` of y, values line by line."""
+    grid = t.start + 1
+    column = _position(m, grid, t.columns, math.log(float(x)) if t.logs & LOG_X else float(x))
+    left = min(int(column), t.columns - 2)
+    u = column - left
+    cell = grid + t.columns + t.lines + left
+    if t.lines == 1:
+        value = _between(m, cell, u)
+    else:
+        y = float(feature_of(m, t.other).value)
+        if t.logs & LOG_Y:
+            y = math.log(y) if y > 1.0 else 0.0
+        line = _position(m, grid + t.columns, t.lines, y)
+        low = min(int(line), t.lines - 2)
+        cell += low * t.columns
+        below, above = _between(m, cell, u), _between(m, cell + t.columns, u)
+        value = below + (line - low) * (above - below)
+    return math.exp(value) if t.logs & LOG_VALUE else value
+
+
+@compiled
+def _between(m: Model, cell: int, u: float) -> float:
+    left, right = number_of(m, cell).value, number_of(m, cell + 1).value
+    return left + u * (right - left)
+
+
+@compiled
+def _position(m: Model, start: int, count: int, x: float) -> float:
+    """Place of ``x`` among the ``count`` >= 2 grid points; clamped."""
+    first, last = number_of(m, start).value, number_of(m, start + count - 1).value
+    if not first <= x <= last:
+        m.outside = 1
+    if x <= first:
+        return 0.0
+    if x >= last:
+        return float(count - 1)
+    low, high = start, start + count - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if number_of(m, middle).value <= x:
+            low = middle
+        else:
+            high = middle
+    left, right = number_of(m, low).value, number_of(m, high).value
+    return low - start + (x - left) / (right - left)

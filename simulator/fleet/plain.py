@@ -1,0 +1,128 @@
+"""The reference engines as a fleet: a heap of events, one at a time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from simulator.clock import NEVER, STEP_END, WAKE
+from simulator.demand import Demand
+from simulator.fleet.base import MANY, Finish
+from simulator.records import Recorder
+from simulator.replica import Replica, Step
+from simulator.scheduling.reference import Scheduler
+from simulator.scheduling.request import Request
+from simulator.step_time.base import StepTimeModel
+
+
+class PlainFleet:
+    """``replicas`` reference engines serving ``demand``; see ``Fleet``."""
+
+    def __init__(
+        self,
+        demand: Demand,
+        replicas: int,
+        model: StepTimeModel,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._demand = demand
+        self._recorder = recorder
+        self._logged_steps = self._logged_rows = 0
+        on_step = None if recorder is None else self._log
+        self.replicas = [
+            Replica(i, Scheduler(demand.config), model, self._finish, on_step)
+            for i in range(replicas)
+        ]
+        self.loads = self.replicas
+        self.next_ps = NEVER
+        self._heap: list[tuple[int, int, int]] = []  # (ps, kind, replica): an entry may be stale
+        self._done: list[Finish] = []
+        self._present: dict[int, Request] = {}
+
+    def arrive(self, request: int, replica: int, at_ps: int) -> None:
+        """See ``Fleet``."""
+        made = self._demand.make(request)
+        self._present[request] = made
+        self.replicas[replica].arrive(made, at_ps)
+        self._push(self.replicas[replica])
+        self._find_next()
+
+    def run(self, limit_ps: int, *, events: int = MANY, in_order: bool = False) -> Sequence[Finish]:
+        """See ``Fleet``."""
+        self._done = []
+        while self.next_ps < limit_ps and events and not (in_order and self._done):
+            replica = self.replicas[heapq.heappop(self._heap)[2]]
+            replica.advance()
+            events -= 1
+            self._push(replica)
+            self._find_next()
+        return self._done
+
+    def close(self) -> None:
+        """See ``Fleet``."""
+        for request in self._present.values():
+            self._demand.settle(request)
+        if self._recorder is not None:
+            self._flush()
+
+    def check(self) -> None:
+        """Raise InvariantError unless all KV blocks have come back."""
+        for replica in self.replicas:
+            replica.scheduler.check([])
+
+    def describe(self) -> str:
+        """See ``Fleet``."""
+        return "; ".join(
+            f"replica {r.index}: {r.running} running, {r.waiting} waiting"
+            for r in self.replicas
+            if r.unfinished
+        )
+
+    def _push(self, replica: Replica) -> None:
+        if replica.next_ps != NEVER:
+            kind = STEP_END if replica.ending else WAKE
+            heapq.heappush(self._heap, (replica.next_ps, kind, replica.index))
+
+    def _find_next(self) -> None:
+        while self._heap:
+            ps, kind, index = self._heap[0]
+            replica = self.replicas[index]
+            if replica.next_ps == ps and replica.ending == (kind == STEP_END):
+                self.next_ps = ps
+                return
+            heapq.heappop(self._heap)
+        self.next_ps = NEVER
+
+    def _finish(self, replica: Replica, request: Request, now_ps: int) -> None:
+        self._demand.settle(request)
+        del self._present[request.index]
+        self._done.append(Finish(request.index, replica.index, now_ps))
+
+    def _log(self, replica: Replica, step: Step) -> None:
+        recorder, batch = self._recorder, step.batch
+        assert recorder is not None
+        if recorder.is_full(self._logged_steps, self._logged_rows):
+            self._flush()
+        if len(recorder.steps):
+            log = recorder.steps[self._logged_steps]
+            prefill = sum(r.tokens for r in batch.rows if r.computed < r.request.prompt)
+            for name, value in {
+                "replica": replica.index, "step": replica.steps, "start_ps": step.start_ps,
+                "end_ps": step.end_ps, "forward_ps": step.times.forward, "tokens": batch.tokens,
+                "prefill_tokens": prefill, "running": step.running, "waiting": step.waiting,
+                "free_blocks": step.free_blocks, "preempted": len(batch.preempted),
+            }.items():  # fmt: skip
+                log[name] = value
+            self._logged_steps += 1
+        if len(recorder.rows):
+            for row in batch.rows:
+                recorder.rows[self._logged_rows] = (
+                    replica.index, replica.steps, row.request.index, row.tokens, row.computed,
+                    row.emits, 0,
+                )  # fmt: skip
+                self._logged_rows += 1
+
+    def _flush(self) -> None:
+        assert self._recorder is not None
+        self._recorder.flush(self._logged_steps, self._logged_rows)
+        self._logged_steps = self._logged_rows = 0
