@@ -20,7 +20,8 @@ from simulator.model import ModelSpec, load_model
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.step_time.base import StepTimeModel
-from simulator.step_time.fitted import FittedStepTime, load_profile
+from simulator.step_time.deployed import KERNELS, deployed_step_time
+from simulator.step_time.fitted import PROFILE, FittedStepTime, load_profile
 from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.errors import ConfigError
 
@@ -148,6 +149,11 @@ def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
         raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
                           "with --operators")  # fmt: skip
     path = find_file(plan.deployment.operators, plan.home)
+    if (path / KERNELS).is_file() and not (path / PROFILE).is_file():
+        hardware = load_hardware(plan.cluster.hardware, plan.home)
+        return deployed_step_time(
+            path, plan.model, plan.cluster.engine, hardware, plan.engine_version
+        )
     profile = load_profile(path)
     for key, value in profile.model.items():
         if getattr(plan.model, key) != value:

@@ -93,9 +93,10 @@ def _attention_block(model: ModelSpec, tp: int) -> Iterator[Call]:
         out = q * model.head_dim
         width = (q + 2 * kv) * model.head_dim
         yield Call("linear", "qkv_proj", TOKENS, {"n": width, "k": hidden}, layers)
+        rotated = (q + kv) * model.head_dim
         if model.model_type in ("qwen3", "qwen3_moe"):
-            yield Call("elementwise", "qk_norm", TOKENS, {"hidden": width}, layers)
-        yield Call("elementwise", "rotary_emb", TOKENS, {"hidden": width}, layers)
+            yield Call("elementwise", "qk_norm", TOKENS, {"hidden": rotated}, layers)
+        yield Call("elementwise", "rotary_emb", TOKENS, {"hidden": rotated}, layers)
     yield Call("elementwise", "kv_write", TOKENS, {"hidden": model.kv_elements(tp)}, layers)
     yield Call("linear", "o_proj", TOKENS, {"n": hidden, "k": out}, layers)
     yield from _all_reduce(model, tp, layers)

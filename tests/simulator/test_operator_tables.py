@@ -1,0 +1,196 @@
+"""Step times from operator tables: what is priced, from what, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from simulator.deployment import SHIPPED, Engine
+from simulator.hardware import load_hardware
+from simulator.model import ModelSpec, load_model
+from simulator.step_time.attention_grid import build_grid
+from simulator.step_time.base import BatchShape
+from simulator.step_time.layers import TOKENS, AttentionCall, Call, attention_calls, calls
+from simulator.step_time.prices import KERNEL_FLOOR_S, Prices, select_kernels
+from simulator.step_time.tables import (
+    OperatorStepTime,
+    bake,
+    load_tables,
+    padded_tokens,
+    save_tables,
+)
+from traces.errors import ConfigError
+from traces.schema import KERNELS
+
+DEVICE = load_hardware("rtx_4090")
+KEY = {
+    "timing": "kernel", "device": "rtx_4090", "engine": "vllm", "engine_version": "0.19.0",
+    "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def model(name: str = "llama-3.1-8b") -> ModelSpec:
+    return load_model(SHIPPED / "traces" / "models" / f"{name}.json")
+
+
+def table(rows: list[dict[str, object]]) -> pa.Table:
+    names = [c.name for c in KERNELS.columns if any(c.name in r for r in [KEY, *rows])]
+    return pa.Table.from_pylist([KEY | r for r in rows], schema=KERNELS.arrow_schema(names))
+
+
+def attention_rows() -> list[dict[str, object]]:
+    """Equal and unequal contexts, exactly linear: 1 us + pairs 1e-12 + KV 1e-10."""
+    rows: list[dict[str, object]] = []
+
+    def add(queries: list[int], contexts: list[int], layer: str | None, extra: float) -> None:
+        pairs = sum(
+            q * c + q * (q + 1) / 2 for q, c in zip(queries, contexts, strict=True) if q > 1
+        )
+        kv = sum(c for q, c in zip(queries, contexts, strict=True) if q == 1)
+        rows.append(
+            {
+                "operator": "attention_mixed", "layer": layer, "heads": 32, "kv_heads": 8,
+                "head_dim": 128, "window": 0, "query_lens": queries, "context_lens": contexts,
+                "duration_s": (1e-6 + pairs * 1e-12 + kv * 1e-10) * (1 + extra),
+            }
+        )  # fmt: skip
+
+    for n in (0, 1, 2, 4, 8):
+        for k in (64, 256, 1024) if n else (0,):
+            for q in (0, 64, 512):
+                for c in (0, 256) if q else (0,):
+                    if n or q:
+                        add([q] * bool(q) + [1] * n, [c] * bool(q) + [k] * n, None, 0.0)
+    for n in (2, 4, 8):
+        for k in (64, 256, 1024):
+            half = [k // 2] * (n // 2) + [k + k // 2] * (n // 2)  # variation 1/2
+            add([1] * n, [k] * n, "skew", 0.0)
+            add([1] * n, half, "skew", 0.1)
+    return rows
+
+
+def priced(extra: list[dict[str, object]] | None = None) -> Prices:
+    spec, rows = model(), attention_rows()
+    for call in calls(spec, Engine()):
+        if call.family == "linear":
+            rows += [
+                {"operator": "linear", "layer": call.layer, "m": m, **call.shape,
+                 "duration_s": 1e-5 * m}
+                for m in (1, 64, 512)
+            ]  # fmt: skip
+    return Prices(table(rows + (extra or [])), DEVICE)
+
+
+def test_operators_of_a_dense_model() -> None:
+    found = {c.layer: (c.shape, c.count) for c in calls(model(), Engine())}
+    assert found["qkv_proj"] == ({"n": 6144, "k": 4096}, 32)
+    assert found["o_proj"] == ({"n": 4096, "k": 4096}, 32)
+    assert found["gate_up_proj"] == ({"n": 28672, "k": 4096}, 32)
+    assert found["down_proj"] == ({"n": 4096, "k": 14336}, 32)
+    assert found["lm_head"] == ({"n": 128256, "k": 4096}, 1)
+    assert "all_reduce" not in found
+    assert attention_calls(model(), 1) == [AttentionCall("gqa", 32, 8, 128, 0, 32)]
+
+
+def test_tensor_parallel_halves_and_reduces() -> None:
+    found = {c.layer: c for c in calls(model(), Engine(tensor_parallel_size=2))}
+    assert found["qkv_proj"].shape == {"n": 3072, "k": 4096}
+    assert found["o_proj"].shape == {"n": 4096, "k": 2048}
+    reduces = [c for c in calls(model(), Engine(tensor_parallel_size=2)) if c.layer == "all_reduce"]
+    assert sum(c.count for c in reduces) == 2 * 32  # after attention and after the MLP
+    assert reduces[0].shape == {"bytes": 8192, "ranks": 2}
+
+
+def test_weights_of_the_projections_are_the_model_s() -> None:
+    for name in ("llama-3.1-8b", "qwen3-14b", "qwen2.5-7b"):
+        spec = model(name)
+        linear = [c for c in calls(spec, Engine()) if c.family == "linear"]
+        weights = sum(c.count * c.shape["n"] * c.shape["k"] for c in linear)
+        embedding = spec.vocab * spec.hidden
+        from simulator.weights import parameters
+
+        total = parameters(spec) - (0 if spec.tied_embeddings else embedding)
+        assert weights == pytest.approx(total, rel=1e-3)
+
+
+def test_every_layer_has_attention_and_an_mlp() -> None:
+    for path in sorted((SHIPPED / "traces" / "models").glob("*.json")):
+        spec = load_model(path)
+        assert sum(c.count for c in attention_calls(spec, 1)) == spec.layers
+        found = calls(spec, Engine())
+        experts = sum(c.count for c in found if c.family == "grouped_gemm")
+        assert experts == spec.moe_layers
+        assert sum(c.count for c in found if c.layer == "o_proj") == spec.layers
+
+
+def test_curves_meet_the_measured_points_and_say_where_they_end() -> None:
+    call = Call("linear", "o_proj", TOKENS, {"n": 4096, "k": 4096})
+    seconds, outside = priced().seconds(call, np.array([1.0, 64.0, 128.0, 512.0, 1024.0]))
+    assert seconds == pytest.approx([1e-5, 64e-5, 128e-5, 512e-5, 1024e-5])
+    assert outside.tolist() == [False, False, False, False, True]
+
+
+def test_what_was_not_measured_is_estimated_or_refused() -> None:
+    prices = priced()
+    seconds, _ = prices.seconds(
+        Call("elementwise", "kv_write", TOKENS, {"hidden": 2048}), np.ones(1)
+    )
+    assert seconds.tolist() == [KERNEL_FLOOR_S]
+    assert prices.estimated == {"kv_write": "memory moved"}
+    with pytest.raises(ConfigError, match="no linear kernel for q_proj"):
+        prices.seconds(Call("linear", "q_proj", TOKENS, {"n": 5, "k": 7}), np.ones(1))
+    with pytest.raises(ConfigError, match="no attention_mixed kernel of 64 heads"):
+        build_grid(prices.kernels, AttentionCall("gqa", 64, 8, 128, 0, 1))
+
+
+def test_kernels_of_another_device_or_dtype_never_enter() -> None:
+    kernels = priced().kernels
+    with pytest.raises(ConfigError, match=r"no kernel of h100_sxm \(it has: rtx_4090\)"):
+        select_kernels(kernels, load_hardware("h100_sxm"), "bfloat16", None, "p")
+    with pytest.raises(ConfigError, match="no fp8 kernel times of rtx_4090"):
+        select_kernels(kernels, DEVICE, "fp8", None, "p")
+    assert select_kernels(kernels, DEVICE, "bfloat16", "0.32.0", "p")[1] == "0.19.0"
+
+
+def test_padding_to_graph_sizes() -> None:
+    engine = Engine(max_num_seqs=256, max_num_batched_tokens=2048)
+    padded = padded_tokens(engine, 2048)
+    shown = {n: int(padded[n]) for n in (0, 1, 3, 5, 17, 250, 257, 512, 513, 2048)}
+    assert shown == {0: 0, 1: 1, 3: 4, 5: 8, 17: 24, 250: 256, 257: 272, 512: 512, 513: 513,
+                     2048: 2048}  # fmt: skip
+    eager = Engine(enforce_eager=True, max_num_batched_tokens=2048)
+    assert padded_tokens(eager, 2048).tolist() == list(range(2049))
+
+
+def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
+    engine = Engine(max_num_seqs=8, max_num_batched_tokens=512, enforce_eager=True)
+    prices = priced()
+    tables = bake(prices, model(), engine)
+    assert set(tables.notes["estimated"]) >= {"kv_write", "sampler"}
+    save_tables(tables, tmp_path / "t.npz")
+    step = OperatorStepTime(load_tables(tmp_path / "t.npz"))
+    decode = BatchShape(
+        tokens=4, rows=4, sampled=4, decodes=4, decode_context=1024, decode_context_sq=4 * 256**2
+    )
+    attention = 32 * (1e-6 + 1024e-10)
+    linear = 32 * 4 * 4e-5 + 4e-5  # four projections a layer, and lm_head
+    found = step.times(decode).forward / 1e12
+    small = found - attention - linear  # 2 norms, rotary, KV write, activation
+    assert small == pytest.approx(KERNEL_FLOOR_S * (32 * 5 + 3), rel=0.001)
+    # the same tokens of unequal contexts, variation 1/2: attention costs 10 % more
+    unequal = BatchShape(
+        tokens=4, rows=4, sampled=4, decodes=4, decode_context=1024,
+        decode_context_sq=2 * 128**2 + 2 * 384**2,
+    )  # fmt: skip
+    slower = step.times(unequal).forward / 1e12
+    assert slower - found == pytest.approx(0.1 * attention, rel=1e-6)
+    assert step.coverage() == {"steps": 2, "extrapolated": 0}
+    beyond = BatchShape(
+        tokens=4, rows=4, sampled=4, decodes=4, decode_context=4 * 5000,
+        decode_context_sq=4 * 5000**2,
+    )  # fmt: skip
+    step.times(beyond)
+    assert step.coverage() == {"steps": 3, "extrapolated": 1}
