@@ -14,14 +14,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from replay.command import hook_environment, hooked_command, name_vllm
 from traces.bundle import SPOOL, Bundle, claim_directory
 from traces.errors import CaptureError
 from traces.spool import spool_to_bundle
 
-ORPHANS_S = 10.0  # how long what the server left behind may take to end
+ORPHANS_S = 5.0  # how long what the server left behind may take to end
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,23 +28,28 @@ def run_capture(command: Sequence[str], out: Path) -> Bundle:
     """Run ``command`` (``vllm serve ...``) to its end and return what it did as a bundle.
 
     Output passes through. SIGINT and SIGTERM are handed to the server, which stops in good
-    order; a second one kills it. Raises CaptureError if the server fails, after keeping what
-    was captured, and TraceError if ``out`` cannot be written.
+    order; a second one kills it. Raises CaptureError if the server ends by itself (vLLM's
+    exit code is 0 also when its engine died), after keeping what was captured, and TraceError
+    if ``out`` cannot be written.
     """
     hooked = hooked_command(command)
-    claim_directory(out)
     spool = out / SPOOL
-    spool.mkdir()
-    (spool / "capture.0.jsonl").write_text(json.dumps({"command": list(command)}) + "\n")
     stopped_by: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, **hook_environment(spool.absolute(), os.environ)}
         extra = name_vllm(hooked, Path(scratch), environment)
         environment["PYTHONPATH"] += os.pathsep + str(extra)
-        code = _run(hooked, environment, stopped_by)
-    bundle = _close(out, code)
-    if code != 0 and not stopped_by:
-        raise CaptureError(f"the server ended with {_cause(code)}; {_kept(out, bundle)}")
+        claim_directory(out)
+        spool.mkdir()
+        (spool / "capture.0.jsonl").write_text(json.dumps({"command": list(command)}) + "\n")
+        try:
+            code = _run(hooked, environment, stopped_by)
+        except CaptureError:
+            _close(out, None)
+            raise
+    bundle = _close(out, None if stopped_by and code == 0 else _cause(code))
+    if not stopped_by:
+        raise CaptureError(f"the server ended by itself, {_cause(code)}; {_kept(out, bundle)}")
     if bundle is None:
         raise CaptureError(f"stopped before an engine had started; {_kept(out, bundle)}")
     return bundle
@@ -100,15 +104,17 @@ def _kill_group(group: int, number: int) -> bool:
     return True
 
 
-def _close(out: Path, code: int) -> Bundle | None:
-    """Make the bundle; without any engine in the spool leave nothing behind."""
+def _close(out: Path, cause: str | None) -> Bundle | None:
+    """Make the bundle, with a note if the server did not end in good order.
+
+    Without any engine in the spool nothing is left behind.
+    """
     if not any((out / SPOOL).glob("engine.*.jsonl")):
         shutil.rmtree(out / SPOOL)
         if not any(out.iterdir()):
             out.rmdir()
         return None
-    notes: dict[str, Any] = {} if code == 0 else {"server": f"ended with {_cause(code)}"}
-    return spool_to_bundle(out, notes)
+    return spool_to_bundle(out, {"server": f"ended with {cause}"} if cause else {})
 
 
 def _cause(code: int) -> str:

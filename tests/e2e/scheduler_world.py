@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
 
-from simulator.scheduling import Request, SchedulerConfig
+from simulator.scheduling import Request, SchedulerConfig, Status
 from simulator.scheduling.reference import Batch, Scheduler
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of the world, with the tokens it will generate."""
+    """A request of the world, with the tokens it will generate.
+
+    Its client goes away at step ``gone_at``, unless it has finished by then.
+    """
 
     name: str
     at_step: int
@@ -23,6 +26,7 @@ class Arrival:
     output: tuple[int, ...]
     priority: int
     arrival: int
+    gone_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Side(Protocol):
     def has_requests(self) -> bool: ...
     def schedule(self) -> tuple[Any, tuple[Any, ...], bool]: ...
     def update(self, batch: Any) -> None: ...
+    def abort(self, name: str) -> None: ...
 
 
 def random_case(seed: int, *, asynchronous: bool) -> Case:
@@ -80,7 +85,12 @@ def random_case(seed: int, *, asynchronous: bool) -> Case:
         watermark=rng.choice([0.0, 0.0, 0.0, 0.05]),
         windows=windows,
     )
-    return Case(seed, config, tuple(_arrivals(rng, requests, longest)))
+    arrivals = _arrivals(rng, requests, longest)
+    impatient = rng.choice([0.0, 0.3])
+    for i, arrival in enumerate(arrivals):
+        if rng.random() < impatient:
+            arrivals[i] = replace(arrival, gone_at=arrival.at_step + rng.randint(1, 40))
+    return Case(seed, config, tuple(arrivals))
 
 
 def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
@@ -118,7 +128,12 @@ def run(side: Side, case: Case, limit: int = 2000) -> Trace:
     for turn in range(limit):
         while pending and (pending[0].at_step <= turn or not (side.has_requests() or queue)):
             side.add(pending.popleft())
+        for arrival in case.arrivals:
+            if arrival.gone_at == turn and arrival not in pending:
+                side.abort(arrival.name)
         if not side.has_requests() and not queue:
+            if pending:
+                continue
             return trace
         if side.has_requests():
             batch, record, ran = side.schedule()
@@ -148,15 +163,25 @@ def sharing(case: Case) -> Counter[int]:
 
 
 class Ours:
-    """Our scheduler; ``make`` builds the reference or the fast one."""
+    """Our scheduler; ``make`` builds the reference or the fast one.
+
+    ``shared`` counts the requests that have each block hash (default: all are shared).
+    ``check`` looks for leaked blocks after every step; it makes the fast scheduler write out
+    what it keeps implicit, so that one must also be right without.
+    """
 
     def __init__(
-        self, config: SchedulerConfig, make: Callable[[SchedulerConfig], Scheduler] = Scheduler,
+        self,
+        config: SchedulerConfig,
+        make: Callable[[SchedulerConfig], Scheduler] = Scheduler,
         shared: Mapping[int, int] | None = None,
+        *,
+        check: bool = True,
     ) -> None:
         self.config = config
         self.scheduler = make(config)
         self.shared = shared or {}
+        self.check = check
         self.requests: list[Request] = []
         self.seen: Counter[str] = Counter()
 
@@ -178,10 +203,9 @@ class Ours:
         before = {r.name: r.cached_tokens for r in self.requests}
         batch = self.scheduler.schedule()
         kv = self.scheduler.kv
-        self.scheduler.check(self.requests)
-        self.seen["prefix hit"] += any(
-            before[r.name] < 0 < r.cached_tokens for r in self.requests
-        )
+        if self.check:
+            self.scheduler.check(self.requests)
+        self.seen["prefix hit"] += any(before[r.name] < 0 < r.cached_tokens for r in self.requests)
         self.seen["evicted cached block"] = kv.evictions
         self.seen["capped chunk"] = self.scheduler.capped_chunks
         record = (
@@ -195,3 +219,9 @@ class Ours:
 
     def update(self, batch: Batch) -> None:
         self.scheduler.update(batch)
+
+    def abort(self, name: str) -> None:
+        for request in self.requests:
+            if request.name == name and request.status < Status.FINISHED:
+                self.scheduler.abort(request)
+                self.seen["abort"] += 1

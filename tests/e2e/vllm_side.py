@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scheduler_world import Arrival, Case
 from vllm.config import CacheConfig, ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.config import SchedulerConfig as VllmSchedulerConfig
 from vllm.sampling_params import SamplingParams
@@ -23,12 +24,10 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from simulator.scheduling import SchedulerConfig
-
-from scheduler_world import Arrival, Case
 
 MODEL = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64,
@@ -57,9 +56,9 @@ def _spec(window: int | None, block: int) -> FullAttentionSpec | SlidingWindowSp
 
 
 class VllmSide:
-    """vLLM's Scheduler or AsyncScheduler for one case."""
+    """vLLM's Scheduler or AsyncScheduler for one case, or a subclass ``base`` of it."""
 
-    def __init__(self, case: Case, directory: str) -> None:
+    def __init__(self, case: Case, directory: str, base: type[Scheduler] | None = None) -> None:
         config = case.config
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.seen: Counter[str] = Counter()
@@ -73,7 +72,7 @@ class VllmSide:
             prefix_cache_retention_interval=0,
         )  # fmt: skip
         vllm_config.cache_config.num_gpu_blocks = config.num_gpu_blocks
-        base = AsyncScheduler if config.async_scheduling else Scheduler
+        base = base or (AsyncScheduler if config.async_scheduling else Scheduler)
         side = self
 
         class Watched(base):  # type: ignore[misc, valid-type]
@@ -104,6 +103,10 @@ class VllmSide:
             )
         )
 
+    def abort(self, name: str) -> None:
+        if name in self.scheduler.requests:
+            self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
     def has_requests(self) -> bool:
         return self.scheduler.get_num_unfinished_requests() > 0
 
@@ -123,9 +126,7 @@ class VllmSide:
         counts = self.scheduler.get_request_counts()
         free = self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         record = (rows, list(self.preempted), free, running, counts[1])
-        emits = {
-            name: not self.scheduler.requests[name].is_prefill_chunk for name, _ in rows
-        }
+        emits = {name: not self.scheduler.requests[name].is_prefill_chunk for name, _ in rows}
         return (output, emits), record, bool(rows)
 
     def update(self, batch: Any) -> None:

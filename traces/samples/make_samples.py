@@ -41,6 +41,7 @@ SERVER += ["--max-model-len", "1024", "--max-num-batched-tokens", "512", "--max-
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on two cores several processes starve each other
     "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core each for two tensor-parallel workers
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -50,7 +51,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Captures of one workload; ``load`` is the share of the model's saturating rate."""
+    """Captures of one workload; ``load`` is the share of the deployment's saturating rate."""
 
     name: str
     model: str
@@ -60,16 +61,27 @@ class Group:
     seed: int
     blocks: int | None = None
     shape: str = "plain"
-    experts: int = 0  # repeats that keep their expert counts: they are the bulk of a bundle
+    serve: tuple[str, ...] = ()
+    layers: int = 0  # repeats that keep experts and spans: they are the bulk of a bundle
+
+    @property
+    def deployment(self) -> tuple[str, tuple[str, ...]]:
+        """What saturates at one rate: model and further arguments of the server."""
+        return self.model, self.serve
 
 
+TP2 = ("--tensor-parallel-size", "2")
+# two engines and one front end; as many front ends as ranks, vLLM's default, are too much here
+DP2_EP2 = ("--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1")
 GROUPS = (
     Group("dense-low", "dense", 0.45, 240, 5, seed=1),
     Group("dense-high", "dense", 0.70, 240, 5, seed=2),
-    Group("moe-low", "moe", 0.45, 240, 5, seed=3, experts=1),
-    Group("moe-high", "moe", 0.70, 240, 5, seed=4, experts=1),
+    Group("moe-low", "moe", 0.45, 240, 5, seed=3, layers=1),
+    Group("moe-high", "moe", 0.70, 240, 5, seed=4, layers=1),
     Group("dense-preempt", "dense", 0.28, 160, 3, seed=5, blocks=50, shape="decode-heavy"),
     Group("dense-sessions", "dense", 0.45, 160, 3, seed=6, shape="sessions"),
+    Group("dense-tp2", "dense", 0.45, 120, 3, seed=7, serve=TP2, layers=1),
+    Group("moe-dp2ep2", "moe", 0.20, 120, 3, seed=8, serve=DP2_EP2, layers=1),
 )
 # log-normal prompt and output lengths: median, sigma, smallest, largest
 LENGTHS = {
@@ -87,15 +99,15 @@ def main() -> None:
     groups = [g for g in GROUPS if not given.only or g.name in given.only]
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(given.vllm.absolute(), Path(scratch))
-        rates = {model: lab.saturating_rate(model) for model in {g.model: 0 for g in groups}}
-        workloads = {g.name: lab.workload(g, g.load * rates[g.model]) for g in groups}
+        rates = {key: lab.saturating_rate(*key) for key in {g.deployment: 0 for g in groups}}
+        workloads = {g.name: lab.workload(g, g.load * rates[g.deployment]) for g in groups}
         # round by round, so that drift of the machine falls on all groups alike
         for k in range(1, max(g.repeats for g in groups) + 1):
             for group in (g for g in groups if k <= g.repeats):
                 out = given.out / group.name / f"rep{k}"
                 bundle = lab.capture(group, workloads[group.name], out)
-                if k > group.experts:
-                    (bundle.path / "experts.parquet").unlink(missing_ok=True)
+                for name in ("experts", "spans") if k > group.layers else ():
+                    (bundle.path / f"{name}.parquet").unlink(missing_ok=True)
         for group in groups:
             print(figures(group, given.out / group.name), flush=True)
 
@@ -106,15 +118,15 @@ class Lab:
     def __init__(self, vllm: Path, scratch: Path) -> None:
         self._vllm, self._scratch = vllm, scratch
 
-    def saturating_rate(self, model: str) -> float:
+    def saturating_rate(self, model: str, serve: tuple[str, ...]) -> float:
         """Requests per second with always 48 in flight."""
-        probe = Group("probe", model, 0.0, 240, 1, seed=99)
+        probe = Group("probe", model, 0.0, 240, 1, seed=99, serve=serve)
         out = self._scratch / f"probe-{model}"
         bundle = self.capture(probe, self.workload(probe, 1.0), out, "--concurrency", "48")
         finished = np.sort(judged(bundle, "finished_s"))
         middle = finished[len(finished) // 4 : len(finished) * 3 // 4]
         rate = (len(middle) - 1) / (middle[-1] - middle[0])
-        print(f"{model}: saturates at {rate:.2f} requests/s", flush=True)
+        print(f"{' '.join([model, *serve])}: saturates at {rate:.2f} requests/s", flush=True)
         return float(rate)
 
     def workload(self, group: Group, rate_per_s: float) -> Path:
@@ -151,7 +163,7 @@ class Lab:
             subprocess.run([str(self._vllm / "bin" / "python"), *script], check=True)
         port = free_port()
         serve = [str(self._vllm / "bin" / "vllm"), "serve", str(checkpoint), *SERVER]
-        serve += ["--port", str(port)]
+        serve += ["--port", str(port), *group.serve]
         if group.blocks:
             serve += ["--num-gpu-blocks-override", str(group.blocks)]
         log = (self._scratch / "server.log").open("wb")
@@ -262,7 +274,7 @@ def is_judged(bundle: Bundle) -> np.ndarray:
 
 
 def measures(bundle: Bundle) -> dict[str, float]:
-    """Means over the judged requests (seconds), and how busy the engine was (fractions)."""
+    """Means over the judged requests (seconds), and how busy an engine was (fractions)."""
     keep = is_judged(bundle)
     metrics = request_metrics(bundle)
     found = {name: float(np.nanmean(metrics[name][keep])) for name in ("ttft", "tpot", "e2e")}
@@ -270,7 +282,12 @@ def measures(bundle: Bundle) -> dict[str, float]:
     start_s, end_s = (steps.column(c).to_numpy() for c in ("start_s", "end_s"))
     first, last = judged(bundle, "arrival_s").min(), judged(bundle, "finished_s").max()
     inside = start_s >= first
-    found["busy"] = float((end_s - start_s)[inside].sum() / (last - first))
+    if "dummy" in steps.column_names:
+        dummy = steps["dummy"].to_numpy(zero_copy_only=False)
+        found["dummy"] = float(dummy[inside].mean())
+        inside &= ~dummy
+    engines = len(steps["replica"].unique())
+    found["busy"] = float((end_s - start_s)[inside].sum() / (last - first) / engines)
     found["running"] = float(np.average(steps["running"].to_numpy()[inside]))
     found["preempted"] = float((judged(bundle, "preemptions") > 0).mean())
     found["cached"] = float(

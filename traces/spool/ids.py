@@ -36,9 +36,7 @@ def external_id(internal: str, *, random_suffix: bool = True) -> str:
     return f"{name}#{sample[1]}" if sample and sample[1] != "0" else name
 
 
-def external_ids(
-    internal: list[list[str]], *, random_suffix: bool
-) -> tuple[list[list[str]], int]:
+def external_ids(internal: list[list[str]], *, random_suffix: bool) -> tuple[list[list[str]], int]:
     """External ids of every replica's requests, made unique, and how many had to be.
 
     A client may use one id twice, which tables cannot: later ones get ``~2``, ``~3``, ...

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from traces.bundle import SPOOL, Manifest
-from traces.spool.replica import Replica
+from traces.spool.replica import CLUSTER, Replica
 from traces.spool.streams import Spool
-from traces.spool.tables import CLUSTER
 
 # bundle's engine key -> where vLLM keeps the resolved value
 _ENGINE = {
@@ -102,6 +101,7 @@ def spool_manifest(
         notes={
             "versions": engine["versions"],
             "device": engine["device"],
+            **({"patches": patches} if (patches := engine.get("patches")) else {}),
             "spool": _spool_notes(spool, replicas),
             "vllm_config": _published(config),
         },
@@ -178,9 +178,7 @@ def _spool_notes(spool: Spool, replicas: list[Replica]) -> dict[str, Any]:
     unfinished = sum(int((r.left_of < 0).sum()) for r in replicas)
     late = sum(int((r.added["age_s"].to_numpy() < 0).sum()) for r in replicas)
     empty = sum(pc.sum(r.steps["empty_before"]).as_py() or 0 for r in replicas)
-    empty_preempted = sum(
-        len(pc.list_flatten(r.steps["preempted_before"])) for r in replicas
-    )
+    empty_preempted = sum(len(pc.list_flatten(r.steps["preempted_before"])) for r in replicas)
     numbers = [r.steps["step"].to_numpy() for r in replicas]
     lost = sum(int(n[-1]) + 1 - len(n) for n in numbers if len(n))
     wait_s = np.concatenate([r.forward_s - r.thread_s for r in replicas])

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from traces.errors import TraceError
 from traces.spool.streams import Spool
 
+CLUSTER = "main"
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +27,8 @@ class Replica:
     """Arrays of one scheduler; times are the server's monotonic clock, missing ones NaN.
 
     ``added`` and ``left`` are the request rows of that event, ``left_of`` the row in
-    ``left`` of each request or -1. ``steps`` are the step rows as written; ``place`` is the
+    ``left`` of each request or -1. ``steps`` are the step rows as written (a step that was
+    scheduled but never completed has none); ``place`` is the
     index of each in the bundle's steps, where the dummy batches (``dummies``: start and
     duration in seconds, with places of their own) come between them. ``request``, ``step``
     and the three counts describe each request in each step.
@@ -53,6 +56,10 @@ class Replica:
         ids: list[str] = self.added.column("id").to_pylist()
         return ids
 
+    def rows_of(self, numbers: Ints) -> Ints:
+        """Row in ``steps`` of each step number, -1 for steps that were not completed."""
+        return _rows_of(_ints(self.steps, "step"), numbers)
+
     def of_first(self, rows: npt.NDArray[np.bool_], values: npt.NDArray[np.float64]) -> Floats:
         """For each request ``values`` at the first of its ``rows``; NaN where it has none."""
         found = np.full(len(self.added), np.nan)
@@ -70,7 +77,7 @@ def read_replica(spool: Spool, index: int) -> Replica:
     left_of = np.full(len(added), -1, np.int64)
     left_of[_ints(left, "request")] = np.arange(len(left))
     starts = steps.column("start_s").to_numpy()
-    dummies, forward_s, thread_s = _forward(spool.rows(f"forward.{index}"), len(steps))
+    dummies, forward_s, thread_s = _forward(spool.rows(f"forward.{index}"), steps)
     place = np.argsort(np.argsort(np.concatenate([starts, dummies[0]]), kind="stable"))
     counts = {name: _flat(steps, name) for name in ("requests", "tokens", "computed", "emitted")}
     sizes = pc.list_value_length(steps.column("requests")).to_numpy()
@@ -97,16 +104,33 @@ def read_replica(spool: Spool, index: int) -> Replica:
     )
 
 
-def _forward(rows: pa.Table, steps: int) -> tuple[Floats, Floats, Floats]:
+def keyed(table: pa.Table, replica: Replica, step: Ints) -> pa.Table:
+    """``table`` with the columns that say which step of which replica each row is of."""
+    n = len(table)
+    keys = {
+        "cluster": pa.array([CLUSTER] * n, pa.string()),
+        "replica": np.full(n, replica.index),
+        "step": step,
+    }
+    return pa.table({**keys, **{name: table[name] for name in table.column_names}})
+
+
+def _forward(rows: pa.Table, steps: pa.Table) -> tuple[Floats, Floats, Floats]:
     dummy = rows.column("dummy").to_numpy(zero_copy_only=False).astype(bool)
     start_s, forward_s, thread_s = (
         rows.column(name).to_numpy() for name in ("start_s", "forward_s", "thread_s")
     )
-    step = rows.column("step").to_numpy()
-    known = ~dummy & (step < steps)  # the step of the last pass may not have been completed
-    by_step = np.full((2, steps), np.nan)
-    by_step[:, step[known]] = forward_s[known], thread_s[known]
+    at = _rows_of(_ints(steps, "step"), _ints(rows, "step"))
+    known = ~dummy & (at >= 0)
+    by_step = np.full((2, len(steps)), np.nan)
+    by_step[:, at[known]] = forward_s[known], thread_s[known]
     return np.stack([start_s[dummy], forward_s[dummy]]), by_step[0], by_step[1]
+
+
+def _rows_of(increasing: Ints, wanted: Ints) -> Ints:
+    at = np.searchsorted(increasing, wanted)
+    found = np.append(increasing, -1)[at] == wanted
+    return np.where(found & (at < len(increasing)), at, -1)
 
 
 def _ints(table: pa.Table, name: str) -> Ints:

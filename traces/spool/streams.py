@@ -36,6 +36,12 @@ _COLUMNS: dict[str, dict[pa.DataType, str]] = {
         pa.float64(): "forward_s thread_s start_s",
     },
     "experts": {pa.int64(): "step", _INTS: "layers", pa.list_(_INTS): "tokens"},
+    "spans": {
+        pa.int64(): "step",
+        pa.list_(pa.string()): "stages groups",
+        _INTS: "layers bytes",
+        pa.list_(pa.float64()): "start_s end_s",
+    },
     "routing": {
         pa.string(): "id",
         pa.float64(): "time_s",
@@ -59,7 +65,7 @@ class Spool:
     torn: list[str] = field(default_factory=list)
 
     def names(self, stream: str) -> list[str]:
-        """Names of a stream's files, by replica (and pipeline stage or client)."""
+        """Names of a stream's files, by replica (and rank) or client."""
         names = [f.stem for f in self.path.glob(f"{stream}.*.jsonl")]
         return sorted(names, key=lambda name: [int(n) for n in name.split(".")[1:]])
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from traces.schema import TABLES
-from traces.spool.replica import Floats, Ints, Replica
+from traces.spool.layers import experts_table, spans_table
+from traces.spool.replica import CLUSTER, Floats, Ints, Replica, keyed
 from traces.spool.streams import Spool
 
-CLUSTER = "main"
 _STATUS = {
     "FINISHED_STOPPED": "finished",
     "FINISHED_LENGTH_CAPPED": "finished",
@@ -43,12 +40,14 @@ def spool_tables(
         ],
         default=0.0,
     )
-    requests = pa.concat_tables(_requests(r, n, zero_s) for r, n in zip(replicas, names))
+    named = list(zip(replicas, names, strict=True))
+    requests = pa.concat_tables(_requests(r, n, zero_s) for r, n in named)
     tables = {
         "requests": requests.take(pc.sort_indices(requests, [("arrival_s", "ascending")])),
         "steps": pa.concat_tables(_steps(r, zero_s) for r in replicas),
-        "step_requests": pa.concat_tables(_step_requests(r, n) for r, n in zip(replicas, names)),
-        "experts": _experts(spool, replicas),
+        "step_requests": pa.concat_tables(_step_requests(r, n) for r, n in named),
+        "experts": experts_table(spool, replicas),
+        "spans": spans_table(spool, replicas, zero_s),
         "routing": _routing(routing, replicas, names, zero_s),
     }
     return {k: _typed(k, v) for k, v in tables.items() if len(v) or k == "requests"}, zero_s
@@ -66,8 +65,9 @@ def prompt_rows(replica: Replica) -> npt.NDArray[np.bool_]:
 
 def _arrivals_s(replica: Replica) -> Floats:
     """Arrival on the monotonic clock; never after queueing (a stepped clock is noted)."""
-    age_s = replica.added.column("age_s").to_numpy()
-    return replica.added.column("time_s").to_numpy() - np.maximum(age_s, 0.0)
+    age_s: Floats = replica.added.column("age_s").to_numpy()
+    queued_s: Floats = replica.added.column("time_s").to_numpy()
+    return queued_s - np.maximum(age_s, 0.0)
 
 
 def _requests(replica: Replica, names: list[str], zero_s: float) -> pa.Table:
@@ -149,7 +149,7 @@ def _steps(replica: Replica, zero_s: float) -> pa.Table:
         table = pa.concat_tables([table, pa.table(dummy)], promote_options="default")
         table = table.append_column("dummy", pa.array(np.arange(n + m) >= n))
     place = np.concatenate([replica.place, replica.dummy_place])
-    return _keyed(table.take(np.argsort(place)), replica, np.arange(len(place)))
+    return keyed(table.take(np.argsort(place)), replica, np.arange(len(place)))
 
 
 def _step_requests(replica: Replica, names: list[str]) -> pa.Table:
@@ -162,29 +162,7 @@ def _step_requests(replica: Replica, names: list[str]) -> pa.Table:
             "emitted_tokens": replica.emitted,
         }
     )
-    return _keyed(table, replica, replica.place[replica.step])
-
-
-def _experts(spool: Spool, replicas: list[Replica]) -> pa.Table:
-    tables = [pa.table({})]
-    by_index = {r.index: r for r in replicas}
-    for name in spool.names("experts"):
-        replica, rows = by_index[int(name.split(".")[1])], spool.rows(name)
-        # the step of the last rows may not have been completed
-        rows = rows.filter(pc.less(rows["step"], len(replica.steps)))
-        layers = pc.list_value_length(rows["layers"]).to_numpy()
-        step = np.repeat(replica.place[rows["step"].to_numpy()], layers)
-        table = pa.table(
-            {
-                "micro_batch": np.zeros(len(step), np.int64),
-                "layer": pc.list_flatten(rows["layers"]),
-                "expert_tokens": pc.list_flatten(rows["tokens"]),
-            }
-        )
-        tables.append(_keyed(table, replica, step))
-    found = pa.concat_tables(t for t in tables if t.num_columns) if len(tables) > 1 else tables[0]
-    keys = [(k, "ascending") for k in TABLES["experts"].key]
-    return found.take(pc.sort_indices(found, keys)) if len(found) else found
+    return keyed(table, replica, replica.place[replica.step])
 
 
 def _routing_rows(spool: Spool) -> pa.Table:
@@ -195,7 +173,9 @@ def _routing_rows(spool: Spool) -> pa.Table:
 def _routing(
     rows: pa.Table, replicas: list[Replica], names: list[list[str]], zero_s: float
 ) -> pa.Table:
-    external = {i: e for r, es in zip(replicas, names) for i, e in zip(r.ids, es)}
+    external: dict[str, str] = {}
+    for replica, own in zip(replicas, names, strict=True):
+        external |= zip(replica.ids, own, strict=True)
     chosen = [external.get(i) for i in rows["id"].to_pylist()]
     table = pa.table(
         {
@@ -214,16 +194,6 @@ def _routing(
     )
     table = table.filter(pc.is_valid(table["request_id"]))  # chosen, but never arrived there
     return table.take(pc.sort_indices(table, [("time_s", "ascending")]))
-
-
-def _keyed(table: pa.Table, replica: Replica, step: Ints) -> pa.Table:
-    n = len(table)
-    keys = {
-        "cluster": pa.array([CLUSTER] * n, pa.string()),
-        "replica": np.full(n, replica.index),
-        "step": step,
-    }
-    return pa.table({**keys, **{name: table[name] for name in table.column_names}})
 
 
 def _typed(name: str, table: pa.Table) -> pa.Table:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from frontier_hooks.spool import clock_pair
@@ -39,6 +40,7 @@ def describe(scheduler: Any) -> dict[str, Any]:
         }
         | {"python": platform.python_version()},
         "device": device(),
+        "patches": _patches(config),
         "random_ids": os.environ.get("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "0") != "1",
         "scheduler": [c.__name__ for c in type(scheduler).__mro__[2:3]],
         "block_size": scheduler.block_size,
@@ -71,16 +73,16 @@ def device() -> dict[str, Any]:
     if not current_platform.is_cpu():
         return {"type": current_platform.device_type, "name": current_platform.get_device_name()}
     name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
         name = names[0] if names else name
     return {"type": "cpu", "name": name, "cores": len(os.sched_getaffinity(0))}
 
 
 def plain(value: Any, depth: int = 0) -> Any:
     """Reduce a configuration object to numbers, strings, lists and dicts."""
-    if value is None or isinstance(value, (bool, int, str)) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, Enum)):
         return value
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else str(value)
@@ -106,6 +108,12 @@ def _entry(key: str, value: Any, depth: int) -> Any:
     name = key.lower()
     hidden = any(s in name for s in SECRETS) and not any(s in name for s in NOT_SECRET)
     return "***" if hidden and isinstance(value, str) else plain(value, depth + 1)
+
+
+def _patches(vllm_config: Any) -> list[str]:
+    """Packages that changed how this engine computes."""
+    name, experts = "frontier_cpu_ep", vllm_config.parallel_config.enable_expert_parallel
+    return [name] if experts and f"{name}.patches" in sys.modules else []
 
 
 def _version(distribution: str) -> str | None:

@@ -64,8 +64,10 @@ class ExpertCounter:
             return host.copy_(self._counts[:, : self._experts], non_blocking=True)
         if not self._ids:
             return None
-        flat = [ids.reshape(-1).numpy() + index * self._experts for index, ids in self._ids]
-        counts = np.bincount(np.concatenate(flat), minlength=len(self.layers) * self._experts)
+        ids = [layer_ids.numpy() for _, layer_ids in self._ids]  # each (tokens, top_k)
+        first = np.repeat([index * self._experts for index, _ in self._ids], [len(i) for i in ids])
+        flat = (np.concatenate(ids) + first[:, None]).reshape(-1)
+        counts = np.bincount(flat, minlength=len(self.layers) * self._experts)
         self._ids.clear()
         return counts.reshape(len(self.layers), self._experts)
 

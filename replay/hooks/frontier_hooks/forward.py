@@ -1,4 +1,4 @@
-"""Forward passes as rows: how long they took and which experts their tokens went to.
+"""Forward passes as rows: how long they took, their collectives, their tokens' experts.
 
 On a CPU the host's clock is the forward pass's. On a GPU the host runs ahead of it, so
 events on its stream take the time and expert counts stay on the device until they pass;
@@ -12,34 +12,53 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from frontier_hooks.collectives import CollectiveTimer, can_time_collectives
 from frontier_hooks.experts import ExpertCounter, routers
 from frontier_hooks.spool import Stream
 
+DUMMY = -1  # the step of a batch without requests
+
 
 class ForwardRecorder:
-    """Writes ``forward.<replica>`` (stage 0) and ``experts.<replica>.<stage>``.
+    """What one worker has to tell of its forward passes; ``rank`` is that in its replica.
 
-    A pass is begin, pause, resume, end: execute_model and sample_tokens are two calls, and
-    what the engine does between them is not the worker's time.
+    ``forward.<replica>`` is rank 0's. ``experts.<replica>.<rank>`` is written by the first
+    tensor-parallel rank of a pipeline stage, which routes the same tokens as the others, or
+    by all of them where they split the tokens (sequence-parallel MoE). ``spans`` are every
+    rank's. A pass is begin, pause, resume, end: execute_model and sample_tokens are two
+    calls, and what the engine does between them is not the worker's time.
     """
 
     def __init__(
-        self, directory: Path, replica: int, stage: int, model: Any, device: Any
+        self, directory: Path, replica: int, rank: int, vllm_config: Any, model: Any, device: Any
     ) -> None:
-        self._times = Stream(directory, f"forward.{replica}") if stage == 0 else None
-        found = routers(model)
+        parallel = vllm_config.parallel_config
+        self._times = Stream(directory, f"forward.{replica}") if rank == 0 else None
+        first = rank % parallel.tensor_parallel_size == 0
+        split = getattr(parallel, "use_sequence_parallel_moe", False)
+        found = routers(model) if first or split else []
         self._counter = ExpertCounter(found, device) if found else None
         if self._counter:
-            self._experts = Stream(directory, f"experts.{replica}.{stage}")
+            self._experts = Stream(directory, f"experts.{replica}.{rank}")
+        self._collectives = None
+        if can_time_collectives(vllm_config, device):
+            self._collectives = CollectiveTimer(directory, replica, rank, model)
         self._on_device = str(device).split(":")[0] != "cpu"
         self._open: deque[tuple[dict[str, Any], Any, Any]] = deque()  # passes on the device
         self._row: dict[str, Any] | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether this worker has anything to tell."""
+        return any((self._times, self._counter, self._collectives))
 
     def begin(self, step: int) -> None:
         """Step ``step``'s batch is about to run."""
         self.flush()
         if self._counter:
             self._counter.reset()
+        if self._collectives:
+            self._collectives.begin()
         self._row = {"step": step, "dummy": False, "forward_s": 0.0, "thread_s": 0.0}
         self._first_event = _device_event() if self._on_device else None
         self._row["start_s"] = time.monotonic()
@@ -63,16 +82,27 @@ class ForwardRecorder:
         counts = self._counter.take() if self._counter else None
         if row is None:
             return
+        if self._collectives:
+            self._collectives.end(row["step"])
         if not self._on_device:
             self._write(row, counts)
             return
         self._open.append((row, counts, (self._first_event, _device_event())))
 
-    def dummy(self, start_s: float, end_s: float) -> None:
-        """A batch without requests ran, to stay in step with the other ranks."""
+    def begin_dummy(self) -> float:
+        """A batch without requests is about to run; returns the time (monotonic, seconds)."""
+        if self._collectives:
+            self._collectives.begin()
+        return time.monotonic()
+
+    def end_dummy(self, start_s: float) -> None:
+        """The batch without requests ran, to stay in step with the other ranks."""
+        end_s = time.monotonic()
+        if self._collectives:
+            self._collectives.end(DUMMY)
         self._write(
             {
-                "step": -1,
+                "step": DUMMY,
                 "dummy": True,
                 "forward_s": end_s - start_s,
                 "thread_s": 0.0,

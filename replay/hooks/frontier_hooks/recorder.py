@@ -1,13 +1,14 @@
 """What the scheduler did, as rows; touches nothing but public attributes of its objects.
 
-                schedule()            forward                update_from_output()
-    step n   |--start_s----|------------------------------|-------------------end_s|
-    row of step n is written at end_s; under async scheduling step n+1 has begun by then
+            schedule()            forward                update_from_output()
+step n   |--start_s----|------------------------------|-------------------end_s|
+row of step n is written at end_s; under async scheduling step n+1 has begun by then
 """
 
 from __future__ import annotations
 
 import time
+from operator import attrgetter, sub
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from frontier_hooks.hashing import chain, root
 from frontier_hooks.spool import Stream
 
 STEP_ATTRIBUTE = "frontier_step"  # travels with the scheduler's output to the worker
+_progress = attrgetter("num_computed_tokens")
+_id = attrgetter("request_id")
+_new_tokens = attrgetter("new_token_ids")
 
 
 class Recorder:
     """Writes ``requests.<replica>`` and ``steps.<replica>`` of one scheduler.
 
     Requests get small numbers in the order they come, so that step rows are plain integers.
+    What is done for every request of every step is the cost: it is ``map`` over C functions,
+    and the batch of the step before is mostly this one's too.
     """
 
     def __init__(
@@ -31,7 +37,11 @@ class Recorder:
         self._steps = Stream(directory, f"steps.{replica}")
         self._block_tokens = block_tokens
         self._key = key
-        self._known: dict[str, tuple[int, Any]] = {}
+        self._number: dict[str, int] = {}
+        self._request: dict[str, Any] = {}
+        self._batch: list[str] = []  # ids of the step before, with their requests and numbers
+        self._batch_requests: list[Any] = []
+        self._batch_numbers: list[int] = []
         self._digests: dict[int, bytes] = {}
         self._pending: dict[int, dict[str, Any]] = {}
         self._leaving: list[str] | None = None
@@ -43,7 +53,9 @@ class Recorder:
     def added(self, request: Any, queued_s: float) -> None:
         """A request entered the waiting queue at ``queued_s`` (monotonic)."""
         number, self._numbers = self._numbers, self._numbers + 1
-        self._known[request.request_id] = number, request
+        self._number[request.request_id] = number
+        self._request[request.request_id] = request
+        self._batch = []
         tokens = getattr(request, "prompt_token_ids", None)
         hashes: list[int] = []
         if tokens is not None and getattr(request, "prompt_embeds", None) is None:
@@ -70,20 +82,19 @@ class Recorder:
 
     def scheduled(self, start_s: float, output: Any) -> None:
         """``schedule()`` entered at ``start_s`` has returned ``output``."""
-        preempted = sorted(
-            self._known[i][0] for i in output.preempted_req_ids or () if i in self._known
-        )
+        left_out = output.preempted_req_ids or ()
+        preempted = sorted(self._number[i] for i in left_out if i in self._number)
         tokens = output.num_scheduled_tokens
         if not tokens:  # not a step, but whom it preempted must not be lost
             self._empty_steps += 1
             self._empty_preempted += preempted
             return
-        known = self._known
-        numbers, computed = [], []
-        for request_id, count in tokens.items():
-            number, request = known[request_id]
-            numbers.append(number)
-            computed.append(request.num_computed_tokens - count)  # schedule() has advanced it
+        ids, counts = list(tokens), list(tokens.values())
+        if ids != self._batch:
+            self._batch = ids
+            self._batch_requests = list(map(self._request.__getitem__, ids))
+            self._batch_numbers = list(map(self._number.__getitem__, ids))
+        progress = map(_progress, self._batch_requests)  # schedule() has advanced it
         running, waiting = self._scheduler.get_request_counts()
         self._pending[self._step] = {
             "step": self._step,
@@ -96,9 +107,9 @@ class Recorder:
             "empty_before": self._empty_steps,
             "preempted_before": self._empty_preempted,
             "preempted": preempted,
-            "requests": numbers,
-            "tokens": list(tokens.values()),
-            "computed": computed,
+            "requests": self._batch_numbers,
+            "tokens": counts,
+            "computed": list(map(sub, progress, counts)),
         }
         setattr(output, STEP_ATTRIBUTE, self._step)
         self._step += 1
@@ -111,16 +122,12 @@ class Recorder:
     def updated(self, output: Any, model_output: Any, outputs: Any, end_s: float) -> None:
         """``update_from_output()`` returned ``outputs`` at ``end_s``: the step is complete."""
         leaving, self._leaving = self._leaving or [], None
-        emitted: dict[str, int] = {}
-        for client in outputs.values():
-            for one in client.outputs:
-                emitted[one.request_id] = len(one.new_token_ids)
-                if one.finish_reason is not None:
-                    leaving.append(one.request_id)
+        rows = [one for client in outputs.values() for one in client.outputs]
+        leaving += [one.request_id for one in rows if one.finish_reason is not None]
         row = self._pending.pop(getattr(output, STEP_ATTRIBUTE, -1), None)
         if row is not None:
             row["end_s"] = end_s
-            row["emitted"] = [emitted.get(i, 0) for i in output.num_scheduled_tokens]
+            row["emitted"] = _emitted(list(output.num_scheduled_tokens), rows)
             graph = getattr(model_output, "cudagraph_stats", None)
             row["padded_tokens"] = graph and graph.num_padded_tokens
             self._steps.write(row)
@@ -129,7 +136,7 @@ class Recorder:
 
     def swept(self, request_ids: Any) -> None:
         """``finish_requests()`` ran over ``request_ids`` (None: all): aborts and errors."""
-        ids = list(self._known) if request_ids is None else request_ids
+        ids = list(self._request) if request_ids is None else request_ids
         for request_id in [ids] if isinstance(ids, str) else ids:
             if self._leaving is not None:
                 self._leaving.append(request_id)
@@ -137,10 +144,12 @@ class Recorder:
                 self._left(request_id, time.monotonic())
 
     def _left(self, request_id: str, end_s: float) -> None:
-        number, request = self._known.get(request_id, (None, None))
-        if number is None or not request.is_finished():  # a session between two turns stays
+        request = self._request.get(request_id)
+        if request is None or not request.is_finished():  # a session between two turns stays
             return
-        del self._known[request_id]
+        del self._request[request_id]
+        number = self._number.pop(request_id)
+        self._batch = []
         hashes: list[int] = []
         if (digest := self._digests.pop(number, None)) is not None:
             done = request.num_prompt_tokens // self._block_tokens * self._block_tokens
@@ -157,6 +166,16 @@ class Recorder:
                 "hashes": hashes,
             }
         )
+
+
+def _emitted(ids: list[str], rows: list[Any]) -> list[int]:
+    """New tokens of each request of a batch; not every one has a row."""
+    new = list(map(len, map(_new_tokens, rows)))
+    emitting = list(map(_id, rows))
+    if emitting == ids:
+        return new
+    by_id = dict(zip(emitting, new, strict=True))
+    return [by_id.get(i, 0) for i in ids]
 
 
 def _features(request: Any) -> list[str]:

@@ -17,7 +17,7 @@ from frontier_hooks.recorder import Recorder
 from frontier_hooks.spool import Stream, hash_key, spool_directory
 
 
-class _Recorded:
+class _Recorded(Scheduler):  # type: ignore[misc]
     """Put before a scheduler class: the same decisions, each written down."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,11 +52,11 @@ class _Recorded:
         return finished
 
 
-class RecordedScheduler(_Recorded, Scheduler):
+class RecordedScheduler(_Recorded):
     """vLLM's synchronous scheduler, recorded."""
 
 
-class RecordedAsyncScheduler(_Recorded, AsyncScheduler):
+class RecordedAsyncScheduler(_Recorded, AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler, recorded."""
 
 

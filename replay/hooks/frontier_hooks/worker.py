@@ -5,7 +5,6 @@ Untested, for want of a GPU: every branch taken when ``device`` is not a CPU.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -24,11 +23,7 @@ else:
 
 
 class CaptureWorker(_Worker):  # type: ignore[misc]
-    """Times execute_model and sample_tokens of real and dummy batches, counts expert tokens.
-
-    Rank 0 of the engine writes the times; the first tensor-parallel rank of each pipeline
-    stage writes the experts of its layers. Spans of the other ranks are not recorded.
-    """
+    """Times execute_model and sample_tokens of real and dummy batches, counts expert tokens."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         # makes the model runner report the size a batch was padded to
@@ -38,12 +33,11 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)
-        parallel = self.vllm_config.parallel_config
-        stage, tensor_rank = divmod(self.rank, parallel.tensor_parallel_size)
-        if tensor_rank == 0:
-            replica = replica_of(self.vllm_config)
-            model = self.model_runner.get_model()
-            self.frontier = ForwardRecorder(spool_directory(), replica, stage, model, self.device)
+        recorder = ForwardRecorder(
+            spool_directory(), replica_of(self.vllm_config), self.rank,
+            self.vllm_config, self.model_runner.get_model(), self.device,
+        )  # fmt: skip
+        self.frontier = recorder if recorder.needed else None
         return loaded
 
     def execute_model(self, scheduler_output: Any) -> Any:
@@ -66,10 +60,12 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
         return output
 
     def execute_dummy_batch(self) -> None:
-        start_s = time.monotonic()
+        if self.frontier is None:
+            super().execute_dummy_batch()
+            return
+        start_s = self.frontier.begin_dummy()
         super().execute_dummy_batch()
-        if self.frontier is not None:
-            self.frontier.dummy(start_s, time.monotonic())
+        self.frontier.end_dummy(start_s)
 
     def shutdown(self) -> None:
         if self.frontier is not None:
