@@ -261,6 +261,25 @@ def validate(
 
 
 @main.command()
+@click.argument("groups", nargs=-1, required=True, type=DIRECTORY)
+@click.option("--out", type=ANY_PATH, help="File to keep the numbers in, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the summary.")
+def noise(groups: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
+    """How far runs of the real system differ: each of GROUPS holds repeats of one workload."""
+    from rich.console import Console
+
+    from reports.noise import floor_table, run_noise, summary
+
+    floors = run_noise(groups, out, progress=_say)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    for name, floor in floors.items() if not quiet else ():
+        console.print(floor_table(name, floor))
+        console.print()
+    for line in summary(floors):
+        click.echo(line)
+
+
+@main.command()
 @click.argument("directory", type=DIRECTORY)
 @click.option("--out", required=True, type=ANY_PATH, help="Directory of decisions.json and .md.")
 @click.option("--slo", "slos", multiple=True, metavar="METRIC.STATISTIC=NUMBER",
@@ -307,7 +326,7 @@ def _simulator_of(measured: Path, simulated: Path, operators: Path | None) -> Si
 
     real, plan = make_plan(measured), make_plan(simulated, operators=operators)
     model, note = load_step_time(plan)
-    return Simulator(real.scheduler_config(), plan.scheduler_config(), model, note["profile"])
+    return Simulator(real.scheduler_config(), plan.scheduler_config(), model, note.get("profile"))
 
 
 def _say_notes(notes: Mapping[str, Any]) -> None:

@@ -6,9 +6,22 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import words
+from reports.ladder import LABELS, rows
 from validation.scorecard import Scorecard
 
 SHOWN = ("mean", "p50", "p90", "p99")
+
+
+def ladder_table(scorecard: Scorecard) -> Table:
+    """What explains the error of the means."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("swapped in", no_wrap=True)
+    for label in LABELS:
+        table.add_column(label, justify="right", no_wrap=True)
+    table.add_column("what")
+    for row in rows(scorecard):
+        table.add_row(*row)
+    return table
 
 
 def error_table(scorecard: Scorecard) -> Table:

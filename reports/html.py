@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from reports import words
 from reports.figures import by_percentile, distributions, over_time, read_runs
+from reports.ladder import LABELS, rows, sentences, waterfalls
 from traces.bundle import Bundle
 from validation.bars import Judgement
 from validation.samples import COMPARED
@@ -51,7 +52,9 @@ def html(scorecard: Scorecard, bundles: Sequence[Bundle], judgements: Sequence[J
     """The report as one HTML page."""
     runs = read_runs(bundles)
     percentile_chart = by_percentile(runs)
+    ladder = scorecard.ladder
     groups = {
+        "Attribution": waterfalls(ladder) if ladder else [],
         "Distributions": distributions(runs),
         "Over time": over_time(runs),
         "By percentile": [percentile_chart] if percentile_chart else [],
@@ -67,6 +70,9 @@ def html(scorecard: Scorecard, bundles: Sequence[Bundle], judgements: Sequence[J
     return environment.get_template("report.html.j2").render(
         card=scorecard,
         words=words,
+        ladder_rows=rows(scorecard) if ladder else [],
+        ladder_lines=sentences(ladder) if ladder else [],
+        ladder_labels=LABELS,
         verdict=words.verdict(scorecard, judgements),
         state=_state(judgements),
         lines=words.headline(scorecard),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from reports import words
+from reports.ladder import LABELS, rows, sentences
 from validation.bars import Judgement
 from validation.scorecard import MetricErrors, Scorecard
 
@@ -36,6 +37,11 @@ def markdown(scorecard: Scorecard, judgements: Sequence[Judgement]) -> str:
     rest = [m for name, m in scorecard.metrics.items() if name not in words.HEADLINE]
     if first:
         lines += ["", *_table(first)]
+    if scorecard.ladder:
+        lines += ["", "**What explains the error of the means**", ""]
+        lines += [f"- {escape(line)}" for line in sentences(scorecard.ladder)]
+        head = [("swapped in", *LABELS, "what"), ("---", *["---:"] * len(LABELS), "---")]
+        lines += ["", *_rows([*head, *rows(scorecard)])]
     if rest:
         summary = ", ".join(m.metric.label for m in rest)
         lines += ["", f"<details><summary>{summary}</summary>", "", *_table(rest), "", "</details>"]
@@ -43,10 +49,14 @@ def markdown(scorecard: Scorecard, judgements: Sequence[Judgement]) -> str:
 
 
 def _table(metrics: Sequence[MetricErrors]) -> list[str]:
-    rows = [("metric", "", *words.COLUMNS), ("---", "---", *["---:"] * len(words.COLUMNS))]
+    table = [("metric", "", *words.COLUMNS), ("---", "---", *["---:"] * len(words.COLUMNS))]
     for errors in metrics:
         shown = [(n, s) for n, s in errors.statistics.items() if n in SHOWN]
         for i, (name, s) in enumerate(shown):
             metric = errors.metric
-            rows.append((metric.label if not i else "", name, *words.cells(s, metric)))
-    return [f"| {' | '.join(row)} |" for row in rows]
+            table.append((metric.label if not i else "", name, *words.cells(s, metric)))
+    return _rows(table)
+
+
+def _rows(table: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in table]

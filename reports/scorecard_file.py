@@ -24,12 +24,13 @@ _WITH_UNIT = ("wasserstein", "paired_mae")
 
 def to_data(scorecard: Scorecard) -> dict[str, Any]:
     """The scorecard as plain data, ready for JSON; keys in a fixed order."""
-    return {
+    data = {
         "schema": SCHEMA_VERSION,
         "metrics": {name: _metric_data(m) for name, m in scorecard.metrics.items()},
         "coverage": scorecard.coverage,
         "provenance": scorecard.provenance,
     }
+    return data | ({"ladder": scorecard.ladder} if scorecard.ladder else {})
 
 
 def write_scorecard(scorecard: Scorecard, path: Path) -> None:
@@ -64,7 +65,7 @@ def read_scorecard(path: Path) -> Scorecard:
             metrics[name] = _metric(COMPARED[name], data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise TraceError(f"{path}: metrics.{name}: {error}") from None
-    return Scorecard(metrics, raw["coverage"], raw["provenance"])
+    return Scorecard(metrics, raw["coverage"], raw["provenance"], raw.get("ladder", {}))
 
 
 def distance_key(name: str, metric: Metric) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reports import words, write_all
-from reports.console import error_table
+from reports.console import error_table, ladder_table
+from reports.ladder import sentences
 from traces.bundle import Bundle, read_bundle
 from traces.errors import ConfigError, TraceError
 from validation.bars import Judgement, load_bars
+from validation.ladder import Simulator, build_ladder
+from validation.provenance import refuse_leak
 from validation.scorecard import Scorecard, build
 
 _USED = ("requests", "steps", "step_requests")
@@ -24,19 +28,28 @@ def run_validate(
     repeats: Sequence[Path] = (),
     bars: Path | None = None,
     allow_vantage_mix: bool = False,
+    require_holdout: bool = False,
+    simulator: Callable[[], Simulator] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Scorecard, list[Judgement]]:
     """Validate one bundle against another and write the reports under ``out``.
 
-    Raises TraceError with the faults of all bundles at once, ConfigError for bad bars.
+    ``simulator`` makes what the attribution ladder runs; without it there is no ladder.
+    Raises TraceError with the faults of all bundles at once, or if ``require_holdout`` and
+    the simulation was fitted on what it is held against; ConfigError for bad bars.
     """
     limits = load_bars(bars) if bars is not None else None
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: not a directory")
     progress("reading bundles")
-    bundles = _read([measured, simulated, *repeats])
+    bundles = _read([measured, simulated, *repeats], skip=() if simulator else _UNUSED)
     progress("comparing")
     scorecard = build(bundles[0], bundles[1], bundles[2:], allow_vantage_mix=allow_vantage_mix)
+    if require_holdout:
+        refuse_leak(scorecard.provenance)
+    if simulator is not None:
+        ladder = build_ladder(bundles[0], bundles[1], simulator(), progress)
+        scorecard = replace(scorecard, ladder=ladder)
     progress("writing reports")
     return scorecard, write_all(scorecard, bundles, out, limits)
 
@@ -49,18 +62,22 @@ def print_outcome(scorecard: Scorecard, judgements: Sequence[Judgement], out: Pa
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
     console.print(error_table(scorecard))
+    if scorecard.ladder:
+        console.print(ladder_table(scorecard))
+        for line in sentences(scorecard.ladder):
+            console.print(line, markup=False, soft_wrap=True)
     for line in (words.verdict(scorecard, judgements), *words.headline(scorecard)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{out / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _read(paths: Sequence[Path]) -> list[Bundle]:
+def _read(paths: Sequence[Path], skip: Sequence[str]) -> list[Bundle]:
     """Open bundles and check the tables that validation uses; faults of all at once."""
     bundles: list[Bundle] = []
     faults: list[str] = []
     for path in paths:
         try:
-            bundle = read_bundle(path, eager=False, skip=_UNUSED)
+            bundle = read_bundle(path, eager=False, skip=skip)
         except TraceError as error:
             faults += error.faults
             continue

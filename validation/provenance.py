@@ -8,6 +8,7 @@ from typing import Any
 
 from traces.bundle import Bundle
 from traces.digest import text_digest
+from traces.errors import TraceError
 from validation.pairing import WARM_UP
 
 
@@ -61,6 +62,22 @@ def profile(simulated: Bundle) -> dict[str, Any]:
     if isinstance(fitted, list):
         digests = [str(f.get("hash")) if isinstance(f, Mapping) else str(f) for f in fitted]
     return {"hash": note.get("profile"), "fitted_on": digests}
+
+
+def refuse_leak(provenance: Mapping[str, Any]) -> None:
+    """Raise TraceError unless the simulation is known to be fitted on none of the runs.
+
+    ``provenance`` is a scorecard's.
+    """
+    name = provenance["simulated"]["name"]
+    if provenance["holdout"]:
+        return
+    if provenance["holdout"] is None:
+        raise TraceError(f"{name}: not known what its operator profile was fitted on: no hold-out")
+    seen = set(provenance["profile"]["fitted_on"])
+    runs = [provenance["measured"], *provenance["repeats"]]
+    leaked = ", ".join(r["name"] for r in runs if r["hash"] in seen)
+    raise TraceError(f"{name}: its operator profile was fitted on {leaked}: no hold-out")
 
 
 def holdout(fitted_on: Sequence[str] | None, measured: Sequence[str]) -> bool | None:

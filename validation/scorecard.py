@@ -73,11 +73,15 @@ class MetricErrors:
 
 @dataclass(frozen=True, slots=True)
 class Scorecard:
-    """The outcome of a validation; ``reports.scorecard_file`` writes and reads it."""
+    """The outcome of a validation; ``reports.scorecard_file`` writes and reads it.
+
+    ``ladder`` is what ``validation.ladder`` found, empty if it was not asked for.
+    """
 
     metrics: dict[str, MetricErrors]
     coverage: dict[str, Any]
     provenance: dict[str, Any]
+    ladder: dict[str, Any] = field(default_factory=dict)
 
 
 def build(
@@ -148,9 +152,8 @@ def _metric_errors(
     paired = metric.per == "request"
     table = _statistics_table(metric, runs, simulated, seed)
     if metric.per == "run":
-        return MetricErrors(
-            metric, table, values={"runs": len(runs)}, interval=_by(metric, runs, 0, 0)
-        )
+        interval = _by(metric, runs, simulated)
+        return MetricErrors(metric, table, values={"runs": len(runs)}, interval=interval)
     others = [r[metric.name] for r in whole if metric.name in r]
     floors = [distances(a, b, paired=paired) for i, a in enumerate(others) for b in others[i + 1 :]]
     names = dict.fromkeys(n for f in floors for n in f)
@@ -161,17 +164,21 @@ def _metric_errors(
         distances(runs[0], simulated, paired=paired),
         {n: float(np.mean([f[n] for f in floors if n in f])) for n in names},
         {**size, "runs": len(runs)},
-        _by(metric, runs, size["measured"], size["simulated"]),
+        _by(metric, runs, simulated),
     )
 
 
-def _by(metric: Metric, runs: Sequence[Floats], measured: int, simulated: int) -> str:
+def _by(metric: Metric, runs: Sequence[Floats], simulated: Floats) -> str:
     """What the metric's intervals rest on."""
     if len(runs) > 1:
         return f"Student's t over {len(runs)} runs"
     if metric.per == "run":
         return "none: one value a run, and no repeats"
-    return method(measured, simulated)
+    measured = runs[0]
+    if metric.per == "request":
+        both = np.isfinite(measured) & np.isfinite(simulated)
+        measured, simulated = measured[both], simulated[both]
+    return method(finite(measured), finite(simulated))
 
 
 def _statistics_table(

@@ -9,7 +9,24 @@
     return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   }
 
+  function bars(line) {
+    const fills = { more: "simulated", less: "measured", simulated: "faint" };
+    return {
+      type: "bar",
+      orientation: "h",
+      x: line.x,
+      y: line.y,
+      base: line.base,
+      marker: { color: line.fill.map((name) => colour(fills[name])) },
+      text: line.x.map((x) => (x ? (x > 0 ? "+" : "\u2212") + Math.abs(x).toPrecision(3) : "0")),
+      textposition: "outside",
+      cliponaxis: false,
+      hovertemplate: "%{y}: %{text} ms<extra></extra>",
+    };
+  }
+
   function trace(line, chart) {
+    if (line.role === "waterfall") return bars(line);
     const hover = chart.percent_y ? "%{y:.3~%}" : "%{y:.3~g}";
     const at = chart.x === "ms" ? "%{x:.4~g} ms" : "%{x:.4~g}";
     const repeat = line.role === "repeat";
@@ -51,6 +68,14 @@
       x.dtick = undefined;
     }
     if (chart.percent_y) y.tickformat = ".3~%";
+    if (chart.key.startsWith("waterfall_")) {
+      y.autorange = "reversed";
+      y.nticks = undefined;
+      const reach = chart.lines[0].x.flatMap((x, i) => [chart.lines[0].base[i], chart.lines[0].base[i] + x]);
+      const [low, high] = [Math.min(0, ...reach), Math.max(0, ...reach)];
+      const room = 0.22 * (high - low || 1);
+      x.range = [low < 0 ? low - room : -0.02 * room, high + room];
+    }
     y.rangemode = chart.key === "by_percentile" ? "normal" : "tozero";
     return {
       margin: { l: 8, r: 12, t: 8, b: 8 },

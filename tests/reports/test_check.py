@@ -43,6 +43,8 @@ def card(
     statistic = Statistic(scale, scale * (1 + error), error, ci=ci, noise=noise)
     provenance = copy.deepcopy(PROVENANCE)
     provenance["measured"]["hash"] = run
+    if noise is not None:
+        provenance["repeats"] = [{"hash": f"{run}{i}"} for i in (1, 2)]
     metrics = {"ttft": MetricErrors(COMPARED["ttft"], {"mean": statistic})}
     return Scorecard(metrics, copy.deepcopy(COVERAGE), provenance)
 
@@ -60,8 +62,9 @@ def kinds(now: Scorecard, base: Scorecard) -> list[str]:
         (card(0.03), card(0.015), False),  # 1.5 points are not worth noticing
         (card(0.10, noise=0.06), card(0.01, noise=0.06), False),  # within two noise floors
         (card(0.13, noise=0.06), card(0.01, noise=0.06), True),
-        (card(0.13, noise=0.06, run="n"), card(0.01, noise=0.06), False),  # both sides moved
-        (card(0.20, noise=0.06, run="n"), card(0.01, noise=0.06), True),
+        # measured anew, measured alike: t(5) 0.06 sqrt(4 / 5) sqrt(1 / 3 + 1 / 3) = 0.113
+        (card(0.12, noise=0.06, run="n"), card(0.01, noise=0.06), False),
+        (card(0.13, noise=0.06, run="n"), card(0.01, noise=0.06), True),
         (card(0.10, ci=(0.00, 0.20)), card(0.01), False),  # the interval reaches the old error
         (card(0.10, ci=(0.05, 0.15)), card(0.01), True),
         (card(0.10, ci=(0.05, 0.15), run="n"), card(0.01, ci=(-0.06, 0.08)), False),
@@ -71,6 +74,41 @@ def kinds(now: Scorecard, base: Scorecard) -> list[str]:
 )
 def test_regression(now: Scorecard, base: Scorecard, fails: bool) -> None:
     assert kinds(now, base) == (["regression"] if fails else [])
+
+
+def real(now: Scorecard, digest: str) -> Scorecard:
+    """The same numbers, as of a capture that stands for the simulation."""
+    now.provenance["comparison"] = "A/A"
+    now.provenance["simulated"]["hash"] = digest
+    return now
+
+
+def test_another_capture_in_the_simulations_place_has_chance_of_its_own() -> None:
+    """t(2) 0.03 sqrt(2) = 0.183 must be exceeded, where a simulation's growth of 0.09 fails."""
+    assert kinds(card(0.10, noise=0.03), card(0.01, noise=0.03)) == ["regression"]
+    base = real(card(0.01, noise=0.03), "a")
+    assert kinds(real(card(0.10, noise=0.03), "b"), base) == []
+    assert kinds(real(card(0.20, noise=0.03), "b"), base) == ["regression"]
+    assert kinds(real(card(0.20), "b"), real(card(0.01), "a")) == []  # no repeats: nobody knows
+
+
+def test_a_noise_that_is_small_by_chance_is_not_believed() -> None:
+    def with_p50(now: Scorecard, error: float) -> Scorecard:
+        table = now.metrics["ttft"].statistics
+        table["p50"] = Statistic(1.0, 1 + error, error, noise=0.001)
+        table["p90"] = Statistic(1.0, 1.0, 0.0, noise=0.05)
+        return now
+
+    now = with_p50(card(0.01, noise=0.05, run="n"), 0.05)
+    assert kinds(now, with_p50(card(0.01, noise=0.05), 0.0)) == []
+
+
+def test_what_explains_but_is_not_felt_does_not_fail() -> None:
+    now, base = card(0.01), card(0.01)
+    for scorecard, error in ((now, 0.5), (base, 0.0)):
+        table = {"mean": Statistic(1.0, 1 + error, error)}
+        scorecard.metrics["step_time"] = MetricErrors(COMPARED["step_time"], table)
+    assert kinds(now, base) == []
 
 
 def test_a_scorecard_never_regresses_against_itself() -> None:
@@ -114,6 +152,8 @@ def test_one_line_says_the_worst(tmp_path: Path) -> None:
     assert reason == "regression: TTFT mean is 20.0 % low, was 1.0 % high (noise 1.0 %)"
     _, reason = check(tmp_path, card(0.01), card(0.01))
     assert reason == "pass: no regression in 1 statistics"
+    _, reason = check(tmp_path, card(0.1, noise=0.06), card(0.01, noise=0.06))
+    assert reason == "pass: no regression in 1 statistics (1 grew, but not beyond the noise)"
 
 
 @pytest.mark.parametrize(
