@@ -113,9 +113,7 @@ def _recorded_rows(bundle: Bundle, replica: int) -> dict[int, Rows]:
     return recorded
 
 
-def _compare(
-    agreement: Agreement, replica: int, number: int, batch: Batch, recorded: Rows
-) -> None:
+def _compare(agreement: Agreement, replica: int, number: int, batch: Batch, recorded: Rows) -> None:
     simulated = {row.request.name: row.tokens for row in batch.rows}
     agreement.steps += 1
     if simulated == recorded:

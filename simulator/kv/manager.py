@@ -164,9 +164,7 @@ class KVManager:
         """Raise InvariantError if blocks leaked."""
         self.pool.check(blocks for r in requests for blocks in r.blocks)
 
-    def _needed(
-        self, tokens: int, hit: Hit, hit_tokens: int, *, capped: bool = False
-    ) -> int:
+    def _needed(self, tokens: int, hit: Hit, hit_tokens: int, *, capped: bool = False) -> int:
         needed = 0
         references = self.pool.references
         for group, cap, blocks in zip(self.groups, self._caps, hit, strict=True):
