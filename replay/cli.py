@@ -198,6 +198,23 @@ def import_kernels(source: str, path: Path, out: Path, add: bool, **selection: s
     click.echo(run(source, path, out, Selection(**selection), add=add, progress=_say))
 
 
+@main.group()
+def operators() -> None:
+    """Look at and judge operator models."""
+
+
+@operators.command("score")
+@click.argument("kernels", type=ANY_PATH)
+@click.option("--holdout", required=True, help="pandas query of the rows to hold out.")
+@click.option("--out", required=True, type=ANY_PATH, help="JSON file of the scores.")
+def operators_score(kernels: Path, holdout: str, out: Path) -> None:
+    """Fit on the rest of KERNELS (a table or a profile), score the rows that are held out."""
+    from reports.operators import write_scores
+    from validation.operators import read_kernels, score
+
+    click.echo(write_scores(score(read_kernels(kernels), holdout, _say), out))
+
+
 @main.command()
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the measured bundle.")
 @click.option("--print-hooks", is_flag=True, help="Print what a server started elsewhere needs.")

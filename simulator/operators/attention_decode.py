@@ -1,0 +1,107 @@
+"""Decode attention: one query a request, over its cached keys.
+
+Bound by reading keys and values once: 2 keys kv_heads head_dim bytes of the cache's type
+(FlashDecoding, PyTorch blog, 2023-10); FLOPs 4 keys heads head_dim. A thread block serves the
+query heads of one KV head of one request, so batch x kv_heads blocks fill the device in waves.
+
+>>> rows = pd.DataFrame({"batch": [2], "query_tokens": [1], "context_tokens": [99], "heads": [8],
+...     "kv_heads": [1], "head_dim": [64], "window": [0], "kv_dtype": ["fp8"]})
+>>> AttentionDecode().shape(rows, Device(132, 1e15)).work["bytes"].item()  # 200 keys, 16 queries
+29696.0
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from simulator.operators.attention import keys_of, requests_of
+from simulator.operators.attention_prefill import HEAD
+from simulator.operators.base import Device, Shape, label, number, octaves, waves, width
+from simulator.operators.lines import Axis
+
+Floats = npt.NDArray[np.float64]
+
+KEY_BLOCK = 128
+PACKED_HEADS = 64  # query heads of one KV head that share a thread block
+
+
+class AttentionDecode:
+    """The ``attention_decode`` family; requests may differ in context."""
+
+    columns: tuple[str, ...] = ("batch", "context_sum", "heads", "kv_heads", "head_dim", "window")
+    labels: tuple[str, ...] = ("kv_dtype",)
+    keyed: tuple[str, ...] = ("layer",)
+    axes: tuple[Axis, ...] = (
+        Axis("batch", "batch", ("context", "spread", "heads", "kv_heads", *HEAD)),
+        Axis("context", "context", ("batch", "spread", "heads", "kv_heads", "windowed", *HEAD)),
+        Axis("heads", "heads", ("batch", "context", "spread", "kv_heads", *HEAD)),
+        Axis("groups", "heads", ("batch", "context", "spread", "group", *HEAD)),
+        Axis("kv_heads", "kv_heads", ("batch", "context", "spread", "heads", *HEAD)),
+    )
+
+    def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
+        """Work in bytes, FLOPs of padded heads, and waves of thread blocks."""
+        heads, kv_heads, size = (number(rows, n) for n in ("heads", "kv_heads", "head_dim"))
+        window, stored = number(rows, "window", 0), width(rows, "kv_dtype")
+        r = requests_of(rows)
+        own_window = window[r.row]
+        batch, keys = (
+            r.sum(v) for v in (np.ones_like(r.query), keys_of(r.query, r.context, own_window))
+        )
+        walk = _blocks(r.context + r.query, own_window)
+        walked = KEY_BLOCK * r.sum(walk)
+        context = (r.sum(r.context) + batch) / batch  # with its own
+        windowed = ((window > 0) & (r.max(r.context) + 1 > window)).astype(float)
+        row_bytes = 2 * kv_heads * size * stored
+        groups = np.ceil(heads / kv_heads / PACKED_HEADS)
+        blocks = batch * kv_heads * groups
+        octave, tail = waves(blocks, device.sms)
+        rounds = np.ceil(blocks / device.sms)
+        work = {
+            "launch": np.ones_like(heads),
+            "bytes": keys * row_bytes + 4 * batch * heads * size,
+            "waves": rounds,
+            "wave_width": rounds * size,
+            "padded_flops": 4 * walked * kv_heads * groups * PACKED_HEADS * size,
+        }
+        features = {
+            "walk": octaves(walked / batch),
+            "bucket": np.ceil(octaves(context)),
+            "batch": octaves(batch),
+            "context": octaves(context),
+            "heads": octaves(heads),
+            "kv_heads": octaves(kv_heads),
+            "head_dim": size,
+            "window": octaves(np.where(window > 0, window, 2.0**20)),
+            "stored": stored,
+            "read": octaves(walked * row_bytes),
+            "cached": octaves(batch * context * row_bytes),
+            "blocks": octaves(blocks),
+            "batch_heads": octaves(batch * heads),
+            "group": octaves(heads / kv_heads),
+            "longest": octaves(r.max(walk)),
+            "waves": octave,
+            "tail": tail,
+            "windowed": windowed,
+            "all_keys": octaves(walked * kv_heads),
+        }
+        spread = r.sum((r.context + 1) ** 2) / batch / context**2 - 1
+        features["spread"] = spread
+        place = {
+            "batch": batch, "context": context, "spread": spread, "heads": heads,
+            "kv_heads": kv_heads, "group": heads / kv_heads, "head_dim": size, "window": window,
+            "windowed": windowed, "kv_dtype": label(rows, "kv_dtype"),
+        }  # fmt: skip
+        return Shape(work, features, place)
+
+
+def _blocks(keys: Floats, window: Floats) -> Floats:
+    """Key blocks that a query walks over: a window may begin and end inside one.
+
+    >>> _blocks(np.array([128.0, 256.0, 1000.0]), np.array([128.0, 128.0, 0.0])).tolist()
+    [1.0, 2.0, 8.0]
+    """
+    reach = np.where(window > 0, np.ceil(window / KEY_BLOCK) + 1, np.inf)
+    return np.minimum(np.ceil(keys / KEY_BLOCK), reach)

@@ -1,0 +1,210 @@
+"""What the grid says about a point between its measurements, learned along one axis.
+
+The trees know shapes; neighbours on the point's grid line know its own kernel. How far to trust
+them is learned by hiding lines: values of the axis are hidden in turn (every third, then the
+largest quarter), the trees are fitted to the rest, and a second, smaller model learns what
+the hidden points' residuals were from what their visible neighbours show. So a point is judged
+as one of a line that was never measured, and never by its own measurement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.operators.lines import Axis, Neighbours, Place, group_numbers, neighbours
+from simulator.operators.trees import Boosting, Trees, fit_trees
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+HIDDEN_TURNS = 3
+LEAST_VALUES = 3
+LEAST_LEARNED = 200  # hidden points below which only plain choices are compared
+MOST_ROWS = 20_000  # rows of one of the fits behind a correction
+SMALL = Boosting(trees=120, rate=0.08, leaves=15, penalty=5.0)
+BASE, INTERPOLATED, BETWEEN, LEARNED = "base", "interpolated", "between", "learned"
+
+
+@dataclass(slots=True)
+class Sample:
+    """Unique measured points of one key: features, log-residual of the roofline, place."""
+
+    features: Floats
+    residual: Floats
+    place: Place
+
+
+@dataclass(slots=True)
+class Correction:
+    """How to correct the trees along one axis.
+
+    ``choice`` and ``error`` (mean absolute log error on hidden lines) are given for points with
+    a neighbour on one side and on both; ``trees`` is the learned model, if any was better.
+    """
+
+    axis: Axis
+    choice: dict[str, str]
+    error: dict[str, float]
+    trees: Trees | None = None
+
+    def residual(
+        self, base: Floats, features: Floats, near: Neighbours, known: Floats, known_base: Floats
+    ) -> tuple[Floats, Floats]:
+        """Corrected log-residual of points and the error to expect, inf without neighbours.
+
+        ``base`` is the trees' own residual of the points; ``known`` and ``known_base`` the
+        measured one and the trees' of the points that ``near`` refers to.
+        """
+        options = {BASE: base, **plain_choices(base, near, known, known_base)}
+        if self.trees is not None:
+            seen = beside(base, near, known, known_base)
+            options[LEARNED] = base + self.trees.predict(np.c_[features, seen])
+        options = with_means(options)
+        found, error = base.copy(), np.full(len(base), np.inf)
+        for side, mask in (("one", near.any & ~near.both), ("both", near.both)):
+            found[mask] = options[self.choice[side]][mask]
+            error[mask] = self.error[side]
+        return found, error
+
+
+def plain_choices(
+    base: Floats, near: Neighbours, known: Floats, known_base: Floats
+) -> dict[str, Floats]:
+    """Residuals without a learned correction: interpolated as it is, or what the trees left."""
+    left_over = near.values(known - known_base)[2]
+    return {INTERPOLATED: near.values(known)[2], BETWEEN: base + left_over}
+
+
+def with_means(options: dict[str, Floats]) -> dict[str, Floats]:
+    """The options and the means of any two: errors of different origin cancel in part."""
+    pairs = combinations(options, 2)
+    return {**options, **{f"{a}+{b}": (options[a] + options[b]) / 2 for a, b in pairs}}
+
+
+def beside(base: Floats, near: Neighbours, known: Floats, known_base: Floats) -> Floats:
+    """What neighbours show of each point, ``(n, 8)``, NaN where there are none.
+
+    Measured residuals of both and between them, relative to the trees' at the point; what the
+    trees left at both and between them; the gaps in octaves.
+    """
+    below, above, between = near.values(known)
+    left = near.values(known - known_base)
+    return np.stack(
+        [below - base, above - base, between - base, *left, near.below_gap, near.above_gap], axis=1
+    )
+
+
+@dataclass(slots=True)
+class _Hidden:
+    """Points while hidden: what could be seen, and what was true."""
+
+    seen: list[Floats]
+    features: list[Floats]
+    options: dict[str, list[Floats]]
+    both: list[Bools]
+    truth: list[Floats]
+    group: list[npt.NDArray[np.int64]]
+
+
+def fit_correction(sample: Sample, axis: Axis, how: Boosting | None) -> Correction | None:
+    """Learn a correction along ``axis``; None where the grid has no lines along it.
+
+    ``how`` are the trees whose residuals are corrected; None stands for no trees.
+    """
+    values, rank = np.unique(np.asarray(sample.place[axis.along], float), return_inverse=True)
+    if len(values) < LEAST_VALUES:
+        return None
+    line = group_numbers(sample.place, axis.fixed)
+    position = octave_position(sample.place, axis)
+    hidden = _Hidden([], [], {BASE: [], INTERPOLATED: [], BETWEEN: []}, [], [], [])
+    largest = rank >= len(values) - max(1, len(values) // 4)
+    for turn, hide in enumerate(
+        [*(rank % HIDDEN_TURNS == i for i in range(HIDDEN_TURNS)), largest]
+    ):
+        _hide(hidden, sample, position, line, hide, how, turn)
+    if not hidden.truth:
+        return None
+    return _choose(axis, hidden)
+
+
+def octave_position(place: Place, axis: Axis) -> Floats:
+    """Position along an axis, in octaves; 0 lies below 1."""
+    found: Floats = np.log2(np.maximum(np.asarray(place[axis.along], float), 0.25))
+    return found
+
+
+def _hide(
+    hidden: _Hidden, sample: Sample, position: Floats, line: npt.NDArray[np.int64], hide: Bools,
+    how: Boosting | None, turn: int,
+) -> None:  # fmt: skip
+    near = neighbours(position, line, ~hide)
+    asked = np.flatnonzero(hide & near.any)
+    if not len(asked):
+        return
+    asked = _some(asked, MOST_ROWS // 2)
+    base = np.zeros(len(hide))
+    if how is not None:
+        shown = _some(np.flatnonzero(~hide), MOST_ROWS)
+        trees = fit_trees(sample.features[shown], sample.residual[shown], how)
+        wanted = np.unique(np.concatenate([asked, near.below[asked], near.above[asked]]))
+        base[wanted] = trees.predict(sample.features[wanted])
+    part = near.of(asked)
+    own = base[asked]
+    hidden.options[BASE].append(own)
+    for name, found in plain_choices(own, part, sample.residual, base).items():
+        hidden.options[name].append(found)
+    hidden.seen.append(beside(own, part, sample.residual, base))
+    hidden.features.append(sample.features[asked])
+    hidden.both.append(part.both)
+    hidden.truth.append(sample.residual[asked])
+    hidden.group.append(np.full(len(asked), turn))
+
+
+def _some(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def _choose(axis: Axis, hidden: _Hidden) -> Correction:
+    """The choice with the least error on hidden points, for one and for two neighbours."""
+    truth, both = np.concatenate(hidden.truth), np.concatenate(hidden.both)
+    options = {name: np.concatenate(found) for name, found in hidden.options.items()}
+    trees = None
+    if len(truth) >= LEAST_LEARNED:
+        rows = np.c_[np.concatenate(hidden.features), np.concatenate(hidden.seen)]
+        miss, group = truth - options[BASE], np.concatenate(hidden.group)
+        crossed = np.zeros(len(truth))
+        for fold in (0, 1):  # the learned choice is judged on turns that it did not see
+            rest = group % 2 == fold
+            if rest.any() and not rest.all():
+                crossed[rest] = fit_trees(rows[~rest], miss[~rest], SMALL).predict(rows[rest])
+        options[LEARNED] = options[BASE] + crossed
+        trees = fit_trees(rows, miss, SMALL)
+    options = with_means(options)
+    choice, error = {}, {}
+    for side, mask in (("one", ~both), ("both", both)):
+        of = mask if mask.any() else np.ones(len(truth), bool)
+        errors = {name: float(np.abs(f - truth)[of].mean()) for name, f in options.items()}
+        choice[side] = min(errors, key=lambda name: errors[name])
+        error[side] = errors[choice[side]]
+    return Correction(
+        axis, choice, error, trees if any(LEARNED in c for c in choice.values()) else None
+    )
+
+
+def to_data(correction: Correction) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A correction as plain values and as arrays, to be written."""
+    plain = {"axis": correction.axis.name, "choice": correction.choice, "error": correction.error}
+    return plain, correction.trees.arrays() if correction.trees is not None else {}
+
+
+def of_data(axis: Axis, plain: dict[str, Any], arrays: dict[str, Any]) -> Correction:
+    """Inverse of ``to_data``."""
+    trees = Trees.of(arrays) if arrays else None
+    return Correction(axis, plain["choice"], plain["error"], trees)
