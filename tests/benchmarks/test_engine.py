@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_workloads import BENCHES, MOONCAKE, Bench, full_tables
+from bench_workloads import BENCHES, ENGINE, MOONCAKE, Bench, full_tables
 
 from simulator.arrivals import OpenLoop
 from simulator.fleet import CompiledFleet, PlainFleet
@@ -48,11 +49,11 @@ def simulate(bench: Bench, kind: type[CompiledFleet] | type[PlainFleet]) -> dict
     return {"cpu_s": cpu_s, "requests": len(table), "steps": steps, "quiet": quiet, "rss_mib": peak}
 
 
-def measured(bench: str, factor: float = 1.0) -> dict[str, float]:
-    """``simulate`` in a fresh process."""
+def measured(bench: str, change: dict[str, float] | None = None) -> dict[str, float]:
+    """``simulate`` a workload, with some of its fields changed, in a fresh process."""
     path = os.pathsep.join([str(HERE), str(HERE.parent / "simulator"), str(HERE.parents[1])])
     done = subprocess.run(
-        [sys.executable, __file__, bench, str(factor)],
+        [sys.executable, __file__, bench, json.dumps(change or {})],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -78,13 +79,45 @@ def test_workload(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert m["steps"] > 0
 
 
-def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exponent of CPU time over the number of requests, on one replica."""
-    factors = (1.0, 2.0, 4.0, 8.0)
-    seconds = [min(measured("1x10k at once", f)["cpu_s"] for _ in range(3)) for f in factors]
-    exponent = np.polyfit(np.log(factors), np.log(seconds), 1)[0]
+GROWTH = {  # what grows, from a tenth of the standard case
+    "requests": ("requests", (1000, 2000, 4000, 8000)),
+    "output tokens": ("output", (128, 256, 512, 1024)),
+    "replicas, the same requests": ("replicas", (1, 4, 16, 64)),
+}
+
+
+@pytest.mark.parametrize("what", GROWTH)
+def test_growth(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exponent of CPU time over what grows."""
+    field, values = GROWTH[what]
+    runs = []
+    for value in values:
+        change = {field: value} if field != "replicas" else {field: value, "rate": 10.0 / value}
+        bench = {"requests": 4000, **change}
+        runs.append(min((measured("1x10k", bench) for _ in range(3)), key=lambda m: m["cpu_s"]))
+    exponent = np.polyfit(np.log(values), np.log([m["cpu_s"] for m in runs]), 1)[0]
     with capsys.disabled():
-        print(f"\nCPU time grows with requests to the power {exponent:.2f}")
+        print(f"\nCPU time grows with {what} to the power {exponent:.2f}")
+    assert exponent <= 1.05 + 0.1  # the tenth is what this machine's noise adds to a fit
+
+
+def test_a_quiet_step_costs_the_same_for_any_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests that all begin at once: what 3,000 more decode steps of the batch add."""
+    roomy = replace(BENCHES["1x10k"], rate=1e9, config=replace(ENGINE, num_gpu_blocks=100_000))
+    cost_us = {}
+    for batch in (4, 16, 64, 256):
+        short, long = (
+            min(
+                simulate(replace(roomy, requests=batch, output=output), CompiledFleet)["cpu_s"]
+                for _ in range(7)
+            )
+            for output in (300, 3300)
+        )
+        cost_us[batch] = (long - short) / 3000 * 1e6
+    with capsys.disabled():
+        shown = ", ".join(f"{batch}: {us:.2f} us" for batch, us in cost_us.items())
+        print(f"\na quiet step by batch size: {shown}")
+    assert cost_us[256] < 3 * max(cost_us[4], 0.1)
 
 
 def test_gate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,10 +133,5 @@ def test_gate(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 if __name__ == "__main__":
-    name, factor = sys.argv[1], float(sys.argv[2])
-    bench = BENCHES[name.removesuffix(" at once")]
-    if name.endswith(" at once"):  # more requests on as many replicas
-        from dataclasses import replace
-
-        bench = replace(bench, requests=round(bench.requests * factor))
-    print(json.dumps(simulate(bench, CompiledFleet)))
+    chosen = replace(BENCHES[sys.argv[1]], **json.loads(sys.argv[2]))
+    print(json.dumps(simulate(chosen, CompiledFleet)))
