@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: help demo test lint bench bench-capture gate wheel-test vllm-test samples clean
+.PHONY: help demo test lint bench bench-capture gate equality wheel-test vllm-test samples clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -20,7 +20,7 @@ demo: $(VENV)/.ready ## fit on a shipped capture, replay another, write the repo
 	$(BIN)/frontier demo --out out/demo
 
 test: $(VENV)/.ready ## everything that needs neither a GPU nor vLLM
-	$(BIN)/pytest -q -n 2 -m 'not vllm and not bench' tests traces simulator replay validation reports
+	$(BIN)/pytest -q -n 2 -m 'not vllm and not bench and not long' tests traces simulator replay validation reports
 
 lint: $(VENV)/.ready ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -36,6 +36,9 @@ bench-capture: $(VLLM_VENV)/.ready ## what the hooks cost a step
 
 gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the reference
 	$(BIN)/pytest -q -s -m bench -k gate tests/benchmarks
+
+equality: $(VENV)/.ready ## the largest benchmark at a tenth, fast engine against the reference: two minutes
+	$(BIN)/pytest -q -m long tests
 
 wheel-test: $(VENV)/.ready ## the wheel, installed alone, runs the demo
 	rm -rf out/wheel && mkdir -p out/wheel

@@ -133,7 +133,9 @@ def traces_merge(bundles: tuple[Path, ...], out: Path) -> None:
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--record", default="steps", show_default=True, help="steps,step_requests or none.")
+@click.option(
+    "--record", default="none", show_default=True, help="Beside the requests: steps,step_requests."
+)
 def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -> None:
     """Simulate WORKLOAD (a bundle or any known trace format) as a bundle."""
     from replay.startup import load_pyarrow
@@ -173,7 +175,7 @@ def demo(ctx: click.Context, out: Path) -> None:
         profile, simulated, report = (out / model / d for d in ("profile", "simulated", "report"))
         click.echo(f"\n{model}: fitted on {model}-low, held against {model}-high")
         ctx.invoke(fit, bundles=seen, out=profile)
-        click.echo(run_replay(measured, measured, simulated, operators=profile))
+        click.echo(run_replay(measured, measured, simulated, operators=profile, record="steps"))
         card, judged = run_validate(measured, simulated, report, repeats=repeats, progress=_say)
         print_outcome(card, judged, report)
 

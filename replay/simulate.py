@@ -44,7 +44,7 @@ def run_replay(
     concurrency: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    record: str = "steps",
+    record: str = "none",
 ) -> str:
     """The verb: read, simulate, write ``out``; returns a summary for the terminal.
 
@@ -89,7 +89,7 @@ def replay(
     plan: Plan,
     *,
     concurrency: int | None = None,
-    record: Sequence[str] = ("steps",),
+    record: Sequence[str] = (),
     progress: Callable[[int], None] = lambda _: None,
     sink: Sink | None = None,
 ) -> tuple[Manifest, dict[str, pa.Table]]:

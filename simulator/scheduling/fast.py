@@ -1,7 +1,7 @@
 """The compiled scheduler behind the reference's interface: one engine, one step at a time.
 
 For tests, and for whoever drives a scheduler by times of its own; a simulation runs whole
-fleets (``engine/fleet.py``). Sliding windows have no compiled form: there it is the
+fleets (``fleet/compiled.py``). Sliding windows have no compiled form: there it is the
 reference itself.
 """
 
