@@ -71,8 +71,10 @@ class Group:
 
 
 TP2 = ("--tensor-parallel-size", "2")
-# two engines and one front end; as many front ends as ranks, vLLM's default, are too much here
+# two engines and one front end; vLLM's default, a front end a rank and workers in processes of
+# their own whose queues are polled, starves the client on two cores
 DP2_EP2 = ("--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1")
+DP2_EP2 += ("--distributed-executor-backend", "uni")
 GROUPS = (
     Group("dense-low", "dense", 0.45, 240, 5, seed=1),
     Group("dense-high", "dense", 0.70, 240, 5, seed=2),
@@ -81,7 +83,8 @@ GROUPS = (
     Group("dense-preempt", "dense", 0.28, 160, 3, seed=5, blocks=50, shape="decode-heavy"),
     Group("dense-sessions", "dense", 0.45, 160, 3, seed=6, shape="sessions"),
     Group("dense-tp2", "dense", 0.45, 120, 3, seed=7, serve=TP2, layers=1),
-    Group("moe-dp2ep2", "moe", 0.20, 120, 3, seed=8, serve=DP2_EP2, layers=1),
+    Group("moe-dp2ep2-low", "moe", 0.25, 100, 3, seed=8, serve=DP2_EP2, layers=1),
+    Group("moe-dp2ep2-high", "moe", 0.45, 120, 3, seed=9, serve=DP2_EP2, layers=1),
 )
 # log-normal prompt and output lengths: median, sigma, smallest, largest
 LENGTHS = {
