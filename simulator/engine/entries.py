@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from simulator.engine.advance import send
-from simulator.engine.layout import model_at, replica_of, winner_of, world_at
+from simulator.engine.layout import model_at, pipeline_at, replica_of, winner_of, world_at
+from simulator.engine.pipeline import last_end_of
 from simulator.engine.quiet import settle
 from simulator.engine.run import play, run_to
 from simulator.engine.schedule import abort, add, schedule, update
@@ -13,6 +14,11 @@ from simulator.engine.times import predict
 def evaluate(model: int) -> None:
     """Predict the times of a step of the model's shape."""
     predict(model_at(model))
+
+
+def last_end(pipeline: int) -> int:
+    """When the last piece of a pipelined step ends, in picoseconds from its start."""
+    return last_end_of(pipeline_at(pipeline))
 
 
 def arrive(world: int, e: int, i: int, at_ps: int) -> int:

@@ -220,6 +220,29 @@ class Model(Record):
     extrapolated: int
 
 
+class Piece(Record):
+    """A piece of a pipelined step: it follows two others and takes its cost."""
+
+    first: small
+    second: small
+    cost: small
+
+
+class Time(Record):
+    """Picoseconds: the cost of pieces, or when one ends."""
+
+    value: int
+
+
+class Pipeline(Record):
+    """The pieces of a step, in order; ``ends`` begins with the step's start."""
+
+    pieces_at: int
+    costs_at: int
+    ends_at: int
+    pieces: int
+
+
 class World(Record):
     """Where everything is, how the engines are set, and what Python has yet to look at."""
 
@@ -278,5 +301,9 @@ shape_of = of(Model, "shape_at", Shape)
 feature_of = of(Model, "shape_at", Feature)
 term_of = of(Model, "terms_at", Term)
 number_of = of(Model, "numbers_at", Coefficient)
+piece_of = of(Pipeline, "pieces_at", Piece)
+cost_of = of(Pipeline, "costs_at", Time)
+end_of = of(Pipeline, "ends_at", Time)
 world_at = at(World)
 model_at = at(Model)
+pipeline_at = at(Pipeline)

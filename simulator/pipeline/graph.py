@@ -1,0 +1,156 @@
+"""A strategy as a max-plus recurrence: when each stage of a step ends, in one compiled pass.
+
+Every piece of work ends at the later of two others' ends plus its own duration: that of the
+piece before it on its resource, and that of the data it needs. Data from several lanes are
+joined by pieces of no duration. Pieces stand in an order in which each follows what it needs,
+so one pass over them (``engine/pipeline.py``) is exact, and no event is scheduled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.engine.build import load
+from simulator.engine.entries import last_end
+from simulator.engine.layout import Piece
+from simulator.engine.layout import Pipeline as Record
+from simulator.pipeline.base import DEVICE, STAGES, Stage, Strategy, Work
+
+Picoseconds = npt.NDArray[np.int64]
+START = 0  # the piece before all others, which ends at 0
+
+
+class Lanes(NamedTuple):
+    """Ranks that work side by side: of attention, and of the FFN with a link each.
+
+    Attention sends to every FFN rank and the next layer waits for all of them. With
+    ``one_device`` attention and FFN of a lane are one device, which takes them in turn.
+    """
+
+    attention: int = 1
+    ffn: int = 1
+    one_device: bool = False
+
+    def of(self, stage: Stage) -> int:
+        """Lanes of a stage."""
+        return self.attention if stage in ("attention", "shared") else self.ffn
+
+
+ONE_EACH = Lanes()
+
+
+class Span(NamedTuple):
+    """A stage of a step as it ran: picoseconds from the step's start."""
+
+    work: Work
+    lane: int
+    resource: str
+    start_ps: int
+    end_ps: int
+
+
+class Pipeline:
+    """A step of ``layers`` layers in ``micro_batches`` micro-batches under a strategy.
+
+    ``kinds`` gives each layer's line in the durations, and a last one for what closes the
+    step; by default every layer has its own. ``durations``, int64 picoseconds of shape
+    ``(stages, kinds, micro_batches, lanes)`` with ``STAGES`` in order, is the caller's to
+    fill: ``evaluate`` reads it in place.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        layers: int,
+        micro_batches: int,
+        lanes: Lanes = ONE_EACH,
+        kinds: Sequence[int] | None = None,
+    ) -> None:
+        self.strategy, self.lanes = strategy, lanes
+        self.layers, self.micro_batches = layers, micro_batches
+        self.kinds = tuple(range(layers + 1)) if kinds is None else tuple(kinds)
+        shape = (len(STAGES), max(self.kinds) + 1, micro_batches, max(lanes[:2]))
+        self._costs = np.zeros(int(np.prod(shape)) + 1, np.int64)  # the last: of no duration
+        self.durations: Picoseconds = self._costs[:-1].reshape(shape)
+        self.work: list[tuple[int, Work, int, str]] = []  # (piece, work, lane, resource)
+        self.feeds: dict[int, list[int]] = {}  # piece -> pieces whose data it needs
+        self._pieces: list[tuple[int, int, int]] = []
+        self._build()
+        self._array = np.array(self._pieces, np.int32).view(Piece.dtype).reshape(-1)
+        self._ends = np.zeros(len(self._pieces) + 1, np.int64)
+        self._record = np.zeros(1, Record.dtype)
+        self._record["pieces"] = len(self._pieces)
+        for key, array in (
+            ("pieces_at", self._array), ("costs_at", self._costs), ("ends_at", self._ends)
+        ):  # fmt: skip
+            self._record[key] = array.ctypes.data
+        self.address: int = self._record.ctypes.data
+        self._evaluate = load(last_end)
+
+    def evaluate(self) -> int:
+        """Picoseconds from the start of the step to its end, under ``durations``."""
+        return self._evaluate(self.address)
+
+    def spans(self) -> list[Span]:
+        """What ran when, as last evaluated, in the strategy's order."""
+        ends, pieces = self._ends.tolist(), self._pieces
+        return [
+            Span(work, lane, resource, ends[piece] - int(self._costs[pieces[piece - 1][2]]),
+                 ends[piece])
+            for piece, work, lane, resource in self.work
+        ]  # fmt: skip
+
+    def _build(self) -> None:
+        done: dict[Work, list[int]] = {}  # by lane
+        last: dict[tuple[str, int], int] = {}  # of a resource
+        for work in self.strategy.order(self.layers, self.micro_batches):
+            needs = [done[before] for before in self._needs(work)]
+            kind = self.kinds[work.layer]
+            done[work] = []
+            whole: int | None = None  # of all lanes before, joined once for all lanes
+            for lane in range(self.lanes.of(work.stage)):
+                if work.stage in ("ffn", "f2a"):  # fed by its own link, or its own rank
+                    fed = [needs[0][lane]]
+                    data = fed[0]
+                else:
+                    fed = [piece for lanes in needs for piece in lanes]
+                    whole = self._joined(fed) if whole is None else whole
+                    data = whole
+                resource = self._resource(work.stage)
+                cost = np.ravel_multi_index(
+                    (STAGES.index(work.stage), kind, work.micro_batch, lane), self.durations.shape
+                )
+                piece = self._add(last.get((resource, lane), START), data, int(cost))
+                last[resource, lane] = piece
+                done[work].append(piece)
+                self.feeds[piece] = fed
+                self.work.append((piece, work, lane, resource))
+        self._joined(list(last.values()))
+
+    def _needs(self, work: Work) -> list[Work]:
+        stage, layer, micro_batch = work
+        if stage == "attention":
+            before = ["f2a", "shared"] if self.strategy.shared else ["f2a"]
+            return [Work(s, layer - 1, micro_batch) for s in before] if layer else []  # type: ignore[arg-type]
+        feeder: Stage = "attention" if stage == "shared" else STAGES[STAGES.index(stage) - 1]
+        return [Work(feeder, layer, micro_batch)]
+
+    def _resource(self, stage: Stage) -> str:
+        if self.lanes.one_device and stage in ("attention", "ffn", "shared"):
+            return DEVICE
+        return self.strategy.resources[stage]
+
+    def _joined(self, pieces: Sequence[int]) -> int:
+        """A piece that ends with the last of ``pieces``; the start, if there are none."""
+        joined = pieces[0] if pieces else START
+        for piece in pieces[1:]:
+            joined = self._add(joined, piece, len(self._costs) - 1)
+        return joined
+
+    def _add(self, first: int, second: int, cost: int) -> int:
+        self._pieces.append((first, second, cost))
+        return len(self._pieces)
