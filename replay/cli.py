@@ -280,6 +280,21 @@ def validate(
 
 
 @main.command()
+@click.argument("scorecards", nargs=-1, required=True, type=ANY_PATH)
+@click.option("--out", type=ANY_PATH, help="Markdown file of the table.")
+def compare(scorecards: tuple[Path, ...], out: Path | None) -> None:
+    """The errors of several SCORECARDS of one workload side by side: before and after."""
+    from rich.console import Console
+
+    from reports.compare import console_table, markdown, read_cards
+
+    cards = read_cards(scorecards)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(console_table(cards))
+    if out is not None:
+        out.write_text(markdown(cards), encoding="utf-8")
+
+
+@main.command()
 @click.argument("groups", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", type=ANY_PATH, help="File to keep the numbers in, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the summary.")

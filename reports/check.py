@@ -30,7 +30,7 @@ from scipy import stats
 
 from reports import words
 from reports.ladder import TITLES
-from reports.scorecard_file import FILE, read_scorecard, write_scorecard
+from reports.scorecard_file import FILE, read_scorecard, refuse_incomparable, write_scorecard
 from traces.errors import TraceError
 from validation.ladder import LADDER_METRICS
 from validation.samples import COMPARED, Metric
@@ -77,7 +77,7 @@ def run_check(
     if not baseline.exists():
         raise TraceError(f"{baseline}: no baseline there; make one with --update-baseline")
     base = read_scorecard(baseline)
-    refuse_incomparable(now, base, scorecard, baseline)
+    refuse_incomparable(now, base, (scorecard, baseline), "; --update-baseline starts anew")
     findings = compare(now, base, threshold)
     return findings, _reason(findings, now, base, threshold)
 
@@ -104,25 +104,6 @@ def _cause(finding: Finding, now: Scorecard, base: Scorecard) -> str:
     name = max(changes, key=lambda n: abs(changes[n]))
     change = words.value(changes[name], COMPARED[metric], sign=True)
     return f"ladder: {TITLES[name].lower()} {change} of mean {COMPARED[metric].label}"
-
-
-def refuse_incomparable(now: Scorecard, base: Scorecard, path: Path, baseline: Path) -> None:
-    """Raise TraceError naming what the two scorecards do not have in common."""
-    for what, get in (
-        ("workload", lambda p: p["workload_hash"]),
-        ("measured deployment", lambda p: p["measured"]["deployment_hash"]),
-        ("vantage", lambda p: (p["measured"]["vantage"], p["simulated"]["vantage"])),
-        ("comparison", lambda p: p["comparison"]),
-    ):
-        try:
-            here, there = get(now.provenance), get(base.provenance)
-        except (KeyError, TypeError):
-            raise TraceError(f"{path}, {baseline}: no {what} recorded: not comparable") from None
-        if here != there:
-            raise TraceError(
-                f"{path}: another {what} than {baseline}: not comparable; --update-baseline "
-                "starts anew"
-            )
 
 
 def compare(now: Scorecard, base: Scorecard, threshold: Threshold) -> list[Finding]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from reports import words
-from reports.markdown import escape
+from reports.tables import console, escape, markdown_lines
 from traces.errors import ConfigError
 from validation.decisions import decide, parse_limit, read_configurations
 from validation.samples import COMPARED
@@ -103,18 +103,9 @@ def _number(value: float | None) -> str:
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """The outcome for the console."""
     return [
-        _table(FIDELITY, fidelity_rows(found)),
-        _table(AGREEMENT, agreement_rows(found)),
+        console(FIDELITY, fidelity_rows(found)),
+        console(AGREEMENT, agreement_rows(found)),
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def sentence(found: Mapping[str, Any]) -> str:
@@ -141,7 +132,5 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = ["### Decisions", "", escape(sentence(found))]
     for title, head, rows in parts:
         lines += ["", *([f"**{title}**", ""] if title else [])]
-        lines.append(f"| {' | '.join(head)} |")
-        lines.append(f"| --- |{' ---: |' * (len(head) - 1)}")
-        lines += [f"| {' | '.join(escape(cell) for cell in row)} |" for row in rows]
+        lines += markdown_lines(head, rows)
     return "\n".join([*lines, ""])

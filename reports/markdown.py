@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from reports import words
 from reports.ladder import LABELS, rows, sentences
+from reports.tables import escape
 from validation.bars import Judgement
 from validation.scorecard import MetricErrors, Scorecard
 
 SHOWN = ("mean", "p50", "p90", "p99")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
-
-
-def escape(text: object) -> str:
-    """Text with nothing Markdown or HTML would act on, on one line.
-
-    >>> escape("a|b <i>@x")
-    'a\\\\|b \\\\<i\\\\>\\\\@x'
-    """
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def markdown(scorecard: Scorecard, judgements: Sequence[Judgement]) -> str:

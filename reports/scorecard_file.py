@@ -68,6 +68,26 @@ def read_scorecard(path: Path) -> Scorecard:
     return Scorecard(metrics, raw["coverage"], raw["provenance"], raw.get("ladder", {}))
 
 
+def refuse_incomparable(
+    one: Scorecard, other: Scorecard, names: tuple[Path, Path], hint: str = ""
+) -> None:
+    """Raise TraceError naming what two scorecards do not have in common, and ``hint``."""
+    for what, get in (
+        ("workload", lambda p: p["workload_hash"]),
+        ("measured deployment", lambda p: p["measured"]["deployment_hash"]),
+        ("vantage", lambda p: (p["measured"]["vantage"], p["simulated"]["vantage"])),
+        ("comparison", lambda p: p["comparison"]),
+    ):
+        try:
+            here, there = get(one.provenance), get(other.provenance)
+        except (KeyError, TypeError):
+            raise TraceError(
+                f"{names[0]}, {names[1]}: no {what} recorded: not comparable"
+            ) from None
+        if here != there:
+            raise TraceError(f"{names[0]}: another {what} than {names[1]}: not comparable{hint}")
+
+
 def distance_key(name: str, metric: Metric) -> str:
     """Name of a distance in the file: with its unit where it has one."""
     return f"{name}_{metric.unit}" if name in _WITH_UNIT else name

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
 
 import pytest
+import small_world
+from chrome import BROWSER, FLAGS, Chrome
+from click.testing import CliRunner
 from fake_bundles import fake_bundle, fake_pair
 
-from reports import words, write_all
+from replay.cli import main
+from reports import ladder, words, write_all
+from reports.scorecard_file import read_scorecard
 from validation.scorecard import build
 
-BROWSER = next(
-    (b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None
-)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -48,13 +49,121 @@ def test_the_test_above_would_notice(tmp_path: Path) -> None:
     assert asked == {"http://127.0.0.1:9/x.png"}
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a report can hold: repeats, a ladder, bars that hold and bars that do not."""
+    home = tmp_path_factory.mktemp("report")
+    work, fine = small_world.workload(home / "w"), small_world.profile(home / "p")
+    slow = small_world.profile(home / "q", slower=1.08)
+    measured = small_world.run(home, "measured", work, fine)
+    simulated = small_world.run(home, "simulated", work, slow)
+    again = small_world.profile(home / "again", slower=1.01)
+    repeat = small_world.run(home, "repeat", work, again)
+    (home / "bars.yaml").write_text("ttft: {mean: 0.001}\ntpot: {mean: 0.5}\n")
+    done = CliRunner().invoke(
+        main,
+        ["validate", str(measured), str(simulated), "--out", str(home / "out"), "--ladder",
+         "--repeats", str(repeat), "--bars", str(home / "bars.yaml")],
+    )  # fmt: skip
+    assert done.exit_code == 1, done.output  # a bar is exceeded
+    return home / "out"
+
+
+def test_every_section_can_be_reached_and_says_what_the_scorecard_says(
+    report: Path, tmp_path: Path
+) -> None:
+    card = read_scorecard(report)
+    with Chrome(tmp_path) as chrome:
+        chrome.open(report / "report.html")
+        chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
+        sections = click_through(chrome)
+        assert sections == [
+            "verdict", "errors", "attribution", "distributions", "over-time", "by-percentile",
+            "coverage", "provenance", "method",
+        ]  # fmt: skip
+        for metric, errors in card.metrics.items():
+            for name, statistic in errors.statistics.items():
+                shown = chrome.evaluate(
+                    f"[...document.querySelectorAll('tbody[data-metric={metric}] "
+                    f"tr[data-statistic={name}] td')].map(c => c.textContent)"
+                )
+                cells = [text.replace(" ✓", "").strip() for text in shown[:7]]
+                assert cells == list(words.cells(statistic, errors.metric)), (metric, name)
+        check_ladder(chrome, card.ladder, [list(row) for row in ladder.rows(card)])
+        page = (report / "report.html").as_uri()
+        asked = [u.split("#")[0] for u in chrome.requests if not u.startswith("data:")]
+        assert set(asked) == {page}
+        assert chrome.complaints == []
+
+
+def click_through(chrome: Chrome) -> list[str]:
+    """Click every link of the navigation and every fold; returns the sections reached."""
+    folds = chrome.evaluate("document.querySelectorAll('details').length")
+    for i in range(folds):
+        chrome.click("details > summary", i)
+        chrome.wait(f"document.querySelectorAll('details')[{i}].open", f"fold {i}")
+    reached = []
+    for i in range(chrome.evaluate("document.querySelectorAll('nav a').length")):
+        chrome.click("nav a", i)
+        name = chrome.evaluate(f"document.querySelectorAll('nav a')[{i}].hash.slice(1)")
+        chrome.wait(f"location.hash === '#{name}'", f"#{name}")
+        place = f"document.getElementById('{name}').getBoundingClientRect()"
+        chrome.wait(f"{place}.top < innerHeight && {place}.bottom > 0", f"#{name} in view")
+        reached.append(name)
+    return reached
+
+
+def check_ladder(chrome: Chrome, found: dict, rows: list[list[str]]) -> None:  # type: ignore[type-arg]
+    """The table and the waterfalls show the ladder's terms."""
+    shown = chrome.evaluate(
+        "[...document.querySelectorAll('table.ladder tbody tr')]"
+        ".map(r => [...r.children].map(c => c.textContent))"
+    )
+    assert shown == rows
+    for metric in ("ttft", "tpot", "e2e"):
+        terms = [t[metric] * 1e3 for t in found["terms"]]
+        total = (found["rungs"][-1][metric] - found["rungs"][0][metric]) * 1e3
+        chart = f"document.getElementById('chart-waterfall_{metric}')"
+        assert chrome.evaluate(f"[...{chart}.data[0].x]") == pytest.approx([*terms, total])
+        bars = f"#chart-waterfall_{metric} .bars .point"
+        assert chrome.evaluate(f"document.querySelectorAll('{bars}').length") == len(terms) + 1
+        texts = chrome.evaluate(
+            f"[...document.querySelectorAll('{bars} text')].map(t => t.textContent)"
+        )
+        assert texts[-1].startswith("+" if total > 0 else "\N{MINUS SIGN}")
+        assert float(texts[-1][1:]) == pytest.approx(abs(total), rel=0.01)
+        layer = f"document.querySelector('#chart-waterfall_{metric} .hoverlayer')"
+
+        def labelled(bar: str = f"{bars} path", last: int = len(terms), layer: str = layer) -> bool:
+            chrome.hover(bar, last)  # again while the page still scrolls
+            return "Error" in str(chrome.evaluate(f"{layer}.textContent"))
+
+        chrome.wait(labelled, "the label of the last bar")
+
+
+def test_a_phone_has_no_sideways_scroll(report: Path, tmp_path: Path) -> None:
+    with Chrome(tmp_path, width=390, height=844) as chrome:
+        chrome.open(report / "report.html")
+        chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
+        assert chrome.evaluate("document.documentElement.scrollWidth") <= 390
+        assert chrome.complaints == []
+
+
+def test_the_driver_notices_complaints_and_requests(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('y'); x.y</script>")
+    with Chrome(tmp_path) as chrome:
+        chrome.open(page)
+        chrome.wait(lambda: len(chrome.complaints) >= 2, "two complaints")
+        assert "http://127.0.0.1:9/x.png" in chrome.requests
+
+
 def browse(page: Path, scratch: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """Open a page: the browser's output, and what the page asked any host for."""
     log = scratch / "net.json"
     done = subprocess.run(
         [
-            str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--virtual-time-budget=20000", "--disable-background-networking",
+            str(BROWSER), *FLAGS, "--virtual-time-budget=20000",
             f"--user-data-dir={scratch / 'profile'}", "--enable-logging=stderr",
             f"--log-net-log={log}", "--dump-dom", page.as_uri(),
         ],

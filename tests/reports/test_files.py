@@ -14,8 +14,8 @@ from rich.console import Console
 
 from reports import write_all
 from reports.console import error_table
-from reports.markdown import escape
 from reports.scorecard_file import read_scorecard, to_data, write_scorecard
+from reports.tables import escape
 from traces.bundle import Manifest, write_bundle
 from traces.errors import TraceError
 from validation.bars import Bars

@@ -28,7 +28,8 @@ from simulator.step_time.fitted import StepProfile, save_profile
 from traces.bundle import Bundle, read_bundle, write_bundle
 from traces.samples import sample_groups, sample_runs
 from traces.workload import bundle_workload
-from validation.ladder import Simulator, build_ladder, requests_of
+from validation.ladder import Simulator, build_ladder
+from validation.mixing import requests_of
 from validation.recorded_steps import NO_STEPS, PARTS, MixedClock
 from validation.rerun import Engine
 from validation.scorecard import Scorecard, build
