@@ -17,15 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simulator.operators import OPERATORS
-from simulator.operators.library import (
-    PLAIN,
-    Library,
-    fit_library,
-    groups_of,
-    load_library,
-    save_library,
-)
+from simulator.operators import OPERATORS, Library, fit_library, kept_library, save_library
+from simulator.operators.library import groups_of
 from traces.bundle import content_hash
 from traces.check import table_faults
 from traces.errors import ConfigError, TraceError, nearest
@@ -108,15 +101,11 @@ def fit_profile_operators(
 def profile_operators(profile: Path, *, progress: Say = lambda _: None) -> Library:
     """The models kept in a profile, fitted now (and not kept) if there are none of its kernels.
 
-    Raises TraceError if there are no kernels either.
+    Raises TraceError if there are no kernels.
     """
-    kernels = profile / KERNELS.file
-    if (profile / PLAIN).is_file():
-        library = load_library(profile)
-        if not kernels.is_file() or library.fitted_on.get("kernels") == content_hash(kernels):
-            return library
-        progress("the kernels changed since the models were fitted: fitting again")
-    return fit_library(read_kernels(profile), progress=progress)
+    rows = read_kernels(profile)
+    kept = kept_library(profile, content_hash(profile / KERNELS.file))
+    return kept or fit_library(rows, progress=progress)
 
 
 def score(

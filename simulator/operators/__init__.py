@@ -7,7 +7,8 @@ A family (one a file) says what work a shape is; ``model.py`` fits any of them:
 
 from simulator.operators.base import KEYS, Device, Family, Shape
 from simulator.operators.families import OPERATORS, family_named
-from simulator.operators.library import Library, fit_library, load_library, save_library
+from simulator.operators.library import Library, fit_library
+from simulator.operators.library_file import kept_library, load_library, save_library
 from simulator.operators.model import FittedOperator, Prediction
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Shape",
     "family_named",
     "fit_library",
+    "kept_library",
     "load_library",
     "save_library",
 ]
