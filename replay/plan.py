@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,9 @@ def _device(name: str, home: Path) -> str:
         return name
 
 
-def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
+def load_step_time(
+    plan: Plan, progress: Callable[[str], None] = lambda _: None
+) -> tuple[StepTimeModel, dict[str, Any]]:
     """The step-time model the deployment names, and what to note of it in the manifest."""
     if plan.deployment.operators is None:
         raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
@@ -152,7 +155,7 @@ def load_step_time(plan: Plan) -> tuple[StepTimeModel, dict[str, Any]]:
     if (path / KERNELS).is_file() and not (path / PROFILE).is_file():
         hardware = load_hardware(plan.cluster.hardware, plan.home)
         return deployed_step_time(
-            path, plan.model, plan.cluster.engine, hardware, plan.engine_version
+            path, plan.model, plan.cluster.engine, hardware, plan.engine_version, progress
         )
     profile = load_profile(path)
     for key, value in profile.model.items():

@@ -69,8 +69,9 @@ def run_replay(
     try:
         with progress_of(len(workload), "simulating") as advance:
             manifest, tables = replay(
-                workload, plan, concurrency=concurrency, record=wanted, progress=advance, sink=sink
-            )
+                workload, plan, concurrency=concurrency, record=wanted, progress=advance,
+                say=lambda text: print(text, file=sys.stderr), sink=sink,
+            )  # fmt: skip
     except BaseException:
         sink.discard()
         raise
@@ -91,6 +92,7 @@ def replay(
     concurrency: int | None = None,
     record: Sequence[str] = (),
     progress: Callable[[int], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     sink: Sink | None = None,
 ) -> tuple[Manifest, dict[str, pa.Table]]:
     """Simulate; returns the manifest and tables of the simulated bundle.
@@ -103,7 +105,7 @@ def replay(
         if name not in RECORDABLE:
             raise ConfigError(f"--record: unknown {name!r}{nearest(name, RECORDABLE)}")
     config, cluster = plan.scheduler_config(), plan.cluster.name
-    model, operators = load_step_time(plan)
+    model, operators = load_step_time(plan, say)
     demand = Demand(workload.requests, config, workload.hash_block_tokens)
     collected = Collected()
     recorder = Recorder(record, cluster, demand, sink or collected) if record else None

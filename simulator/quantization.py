@@ -19,6 +19,7 @@ class Format:
 
 FORMATS = {
     "fp8": Format(8),
+    "fp8_block": Format(8),  # scales of blocks of 128 x 128 are a 4,000th
     "int8": Format(8),
     "int4": Format(4 + 20 / 128),  # a 16-bit scale and a 4-bit zero point per 128 weights
     "nvfp4": Format(4 + 8 / 16),  # an FP8 scale per 16
@@ -47,6 +48,8 @@ def checkpoint_format(found: Mapping[str, Any] | None) -> str | None:
         return str(found.get("quant_algo", "")).lower()
     if method == "compressed-tensors":
         return _compressed_tensors(found)
+    if found.get("weight_block_size"):
+        return f"{method}_block"
     return method.removeprefix("fbgemm_")
 
 

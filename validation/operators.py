@@ -1,35 +1,40 @@
 """Accuracy of the operator models on rows held out: fitted on the rest, key by key.
 
 Keys (device, node, engine, engine version, backend, dtype, timing) never mix: a held-out row
-is predicted from rows of its own key, and is refused where those are too few to fit.
+is predicted from rows of its own key, and is refused where those are too few to fit. An error
+is |predicted / measured - 1|, a fraction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from simulator.operators import KEYS, OPERATORS, Device, family_named
-from simulator.operators.model import fit_operator
+from simulator.operators import OPERATORS, Library, fit_library, kept_library, save_library
+from simulator.operators.library import groups_of
+from traces.bundle import content_hash
+from traces.check import table_faults
 from traces.errors import ConfigError, TraceError, nearest
+from traces.schema import KERNELS
 
 Floats = npt.NDArray[np.float64]
-LEAST_ROWS = 5  # a key with fewer rows left is not fitted
-KERNELS = "kernels.parquet"
+Bools = npt.NDArray[np.bool_]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Errors of one family on its held-out rows, fractions of the measured time.
+    """Errors of one family on its held-out rows; all but the counts are fractions.
 
-    ``within_6`` and ``within_10`` are the shares of predicted rows within 6 and 10 %,
-    ``extrapolated`` the share outside what was fitted; ``refused`` rows, of keys with too few
-    rows left, were not predicted and are in none of the figures.
+    ``n`` rows were predicted, ``extrapolated`` is the share of them outside what was fitted;
+    ``refused`` rows, of keys with too few rows left, are in none of the figures.
     """
 
     n: int
@@ -42,51 +47,105 @@ class Score:
     refused: int
 
 
+def score_of(predicted: Floats, measured: Floats, extrapolated: Bools) -> Score:
+    """Errors of predictions ``(n,)``, seconds; NaN is a refusal.
+
+    >>> score = score_of(np.array([1.0, 2.2, np.nan]), np.array([1.0, 2.0, 3.0]), np.zeros(3, bool))
+    >>> score.n, round(score.mape, 3), score.within_6, score.refused
+    (2, 0.05, 0.5, 1)
+    """
+    answered = ~np.isnan(predicted)
+    if not answered.any():
+        none = float("nan")
+        return Score(0, none, none, none, none, none, none, len(predicted))
+    error = np.abs(predicted[answered] / measured[answered] - 1)
+    return Score(
+        int(answered.sum()),
+        float(error.mean()),
+        float(np.quantile(error, 0.5)),
+        float(np.quantile(error, 0.95)),
+        float((error <= 0.06).mean()),
+        float((error <= 0.10).mean()),
+        float(extrapolated[answered].mean()),
+        int((~answered).sum()),
+    )
+
+
 def read_kernels(path: Path) -> pd.DataFrame:
     """A ``kernels.parquet``, or the one of a profile directory. Raises TraceError."""
-    file = path / KERNELS if path.is_dir() else path
+    file = path / KERNELS.file if path.is_dir() else path
     try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
+        data = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
         what = str(error).splitlines()[0]
         raise TraceError(f"{file}: not readable as a table of kernels: {what}") from None
+    if faults := table_faults(KERNELS, data, str(file)):
+        raise TraceError(faults)
+    rows: pd.DataFrame = data.to_pandas()
+    idle = np.flatnonzero(rows["duration_s"] <= 0)
+    if len(idle):
+        raise TraceError(f"{file}: row {idle[0]}: duration_s must be above 0")
+    return rows
+
+
+def fit_profile_operators(
+    profile: Path, *, workers: int | None = None, progress: Say = lambda _: None
+) -> Library:
+    """Fit the kernels of a profile and write the models beside them. Raises TraceError."""
+    library = fit_library(read_kernels(profile), workers=workers, progress=progress)
+    library.fitted_on = {"kernels": content_hash(profile / KERNELS.file)}
+    save_library(library, profile)
+    return library
+
+
+def profile_operators(profile: Path, *, progress: Say = lambda _: None) -> Library:
+    """The models kept in a profile, fitted now (and not kept) if there are none of its kernels.
+
+    Raises TraceError if there are no kernels.
+    """
+    rows = read_kernels(profile)
+    kept = kept_library(profile, content_hash(profile / KERNELS.file))
+    return kept or fit_library(rows, progress=progress)
 
 
 def score(
-    kernels: pd.DataFrame, holdout: str, progress: Callable[[str], None] = lambda _: None
+    kernels: pd.DataFrame,
+    holdout: str,
+    progress: Say = lambda _: None,
+    *,
+    workers: int | None = None,
 ) -> dict[str, Score]:
     """Score every family that has held-out rows; ``holdout`` is a pandas query.
 
-    Raises ConfigError for an expression that cannot be used, that holds out nothing, or all
-    rows of a family.
+    Only keys with held-out rows are fitted. Raises ConfigError for an expression that cannot
+    be used, that holds out nothing, or that leaves a family nothing to be fitted to.
     """
-    held = _held(kernels, holdout)
+    held = held_out(kernels, holdout)
+    known, asked = split(kernels, held, progress)
+    library = fit_library(known, workers=workers, progress=progress)
+    progress(f"predicting {len(asked):,} rows held out")
+    found = library.predict(asked)
+    measured = asked["duration_s"].to_numpy(np.float64)
+    operator = asked["operator"].to_numpy()
     scores = {}
-    for operator in sorted(set(kernels.loc[held, "operator"])):
-        if operator not in OPERATORS:
-            progress(f"{operator}: no model of this family, not scored")
-            continue
-        rows = (kernels["operator"] == operator).to_numpy()
-        family = kernels[rows].dropna(axis=1, how="all").reset_index(drop=True)
-        if held[rows].all():
-            raise ConfigError(f"--holdout: holds out every {operator} row, none is left to fit")
-        progress(f"{operator}: {held[rows].sum():,} of {rows.sum():,} rows held out")
-        scores[operator] = _score_family(operator, family, held[rows])
-    if not scores:
-        raise ConfigError(f"--holdout {holdout!r}: no row of a family that has a model")
+    for name in sorted(set(operator)):
+        own = operator == name
+        scores[name] = score_of(found.seconds[own], measured[own], found.extrapolated[own])
+        if not scores[name].n:
+            raise ConfigError(f"--holdout: too few {name} rows are left of any key to fit")
     return scores
 
 
-def _held(kernels: pd.DataFrame, holdout: str) -> npt.NDArray[np.bool_]:
+def held_out(kernels: pd.DataFrame, holdout: str) -> Bools:
+    """Rows that a pandas query chooses, ``(n,)``. Raises ConfigError if it chooses none."""
     frame = kernels.reset_index(drop=True)
     try:
         chosen = frame.query(holdout)
     except pd.errors.UndefinedVariableError as error:
         name = str(error).split("'")[1]
-        raise ConfigError(
-            f"--holdout: unknown column {name!r}{nearest(name, frame.columns)}"
-        ) from None
-    except Exception as error:
+        hint = nearest(name, frame.columns)
+        raise ConfigError(f"--holdout: unknown column {name!r}{hint}") from None
+    except Exception as error:  # pandas raises many kinds at what a user may write
         what = " ".join(str(error).split())
         raise ConfigError(f"--holdout {holdout!r}: not a pandas query: {what}") from None
     held = np.zeros(len(frame), bool)
@@ -96,47 +155,34 @@ def _held(kernels: pd.DataFrame, holdout: str) -> npt.NDArray[np.bool_]:
     return held
 
 
-def _score_family(operator: str, rows: pd.DataFrame, held: npt.NDArray[np.bool_]) -> Score:
-    errors, outside, refused = [np.empty(0)], [np.empty(0, bool)], 0
-    for error, extrapolated, left_out in _by_key(operator, rows, held):
-        errors.append(error)
-        outside.append(extrapolated)
-        refused += left_out
-    error = np.concatenate(errors)
-    if not len(error):
-        raise ConfigError(f"--holdout: too few {operator} rows are left of any key to fit")
-    return Score(
-        len(error),
-        float(error.mean()),
-        float(np.median(error)),
-        float(np.quantile(error, 0.95)),
-        float((error <= 0.06).mean()),
-        float((error <= 0.10).mean()),
-        float(np.concatenate(outside).mean()),
-        refused,
-    )
+def split(
+    kernels: pd.DataFrame, held: Bools, progress: Say = lambda _: None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows to fit, of keys with held-out rows only, and rows to predict.
+
+    Raises ConfigError where a whole family is held out, or where only rows timed in another
+    way are left of it.
+    """
+    operators = kernels["operator"].to_numpy()
+    for name in sorted(set(operators[held]) - set(OPERATORS)):
+        progress(f"{name}: no model of this family, not scored")
+    modelled = kernels[np.isin(operators, list(OPERATORS))].reset_index(drop=True)
+    held = held[np.isin(operators, list(OPERATORS))]
+    operators = modelled["operator"].to_numpy()
+    if not held.any():
+        raise ConfigError("--holdout: no row of a family that has a model")
+    for name in sorted(set(operators[held])):
+        _refuse_unfittable(name, modelled[operators == name], held[operators == name])
+    wanted = np.concatenate([g.rows for g in groups_of(modelled) if held[g.rows].any()])
+    return modelled.iloc[wanted[~held[wanted]]], modelled.iloc[wanted[held[wanted]]]
 
 
-def _by_key(
-    operator: str, rows: pd.DataFrame, held: npt.NDArray[np.bool_]
-) -> Iterator[tuple[Floats, npt.NDArray[np.bool_], int]]:
-    """Absolute relative errors, what was extrapolated and how many were refused, key by key."""
-    family = family_named(operator)
-    seconds = rows["duration_s"].to_numpy(np.float64)
-    keys = [k for k in (*KEYS, *family.keyed) if k in rows]
-    groups = rows.groupby(keys, dropna=False, sort=True).indices
-    for values, found in groups.items():
-        where = np.asarray(found, np.int64)
-        asked, known = where[held[where]], where[~held[where]]
-        if not len(asked):
-            continue
-        if len(known) < LEAST_ROWS:
-            yield np.empty(0), np.empty(0, bool), len(asked)
-            continue
-        given = values if isinstance(values, tuple) else (values,)
-        key = dict(zip(keys, map(str, given), strict=True))
-        device = Device.named(key["device"], key["dtype"])
-        shape = family.shape(rows.iloc[known], device)
-        fitted = fit_operator(operator, family, key, shape, seconds[known])
-        guess = fitted.predict(family.shape(rows.iloc[asked], device), device)
-        yield np.abs(guess.seconds / seconds[asked] - 1), guess.extrapolated, 0
+def _refuse_unfittable(operator: str, rows: pd.DataFrame, held: Bools) -> None:
+    if held.all():
+        raise ConfigError(f"--holdout: holds out every {operator} row, none is left to fit")
+    asked, left = set(rows["timing"][held]), set(rows["timing"][~held])
+    if not asked & left:
+        raise ConfigError(
+            f"--holdout: the {operator} rows held out are timed {' and '.join(sorted(asked))}, "
+            f"those left {' and '.join(sorted(left))}; the two never mix in a fit"
+        )

@@ -1,42 +1,28 @@
-"""Operator families: what a kernel costs, by its shape. One family a file, ``fit`` the same."""
+"""Operator models: what a kernel costs, by its shape, fitted to measured kernels.
 
-from __future__ import annotations
+A family (one a file) says what work a shape is; ``model.py`` fits any of them:
 
-from collections.abc import Callable
+    seconds = fitted roofline(work) x exp(log-residual: trees, and neighbours on the grid)
+"""
 
-from simulator.operators.attention_decode import AttentionDecode
-from simulator.operators.attention_prefill import AttentionPrefill
 from simulator.operators.base import KEYS, Device, Family, Shape
-from simulator.operators.collectives import AllToAll, Collective
-from simulator.operators.grouped_gemm import GroupedGemm
-from simulator.operators.linear import Linear
-from simulator.operators.mla import Mla
-from simulator.operators.tokenwise import Router, Tokenwise
-from traces.errors import ConfigError, nearest
+from simulator.operators.families import OPERATORS, family_named
+from simulator.operators.library import Library, fit_library
+from simulator.operators.library_file import kept_library, load_library, save_library
+from simulator.operators.model import FittedOperator, Prediction
 
-OPERATORS: dict[str, Callable[[], Family]] = {
-    "linear": Linear,
-    "attention_prefill": AttentionPrefill,
-    "attention_decode": AttentionDecode,
-    "mla_prefill": Mla,
-    "mla_decode": Mla,
-    "grouped_gemm": GroupedGemm,
-    "router": Router,
-    "elementwise": Tokenwise,
-    "sampling": Tokenwise,
-    "all_reduce": Collective,
-    "all_gather": Collective,
-    "reduce_scatter": Collective,
-    "all_to_all": AllToAll,
-    "send_recv": Collective,
-}
-
-
-def family_named(name: str) -> Family:
-    """A family by its ``operator`` name; raises ConfigError naming the known ones."""
-    if name not in OPERATORS:
-        raise ConfigError(f"unknown operator {name!r}{nearest(name, OPERATORS)}")
-    return OPERATORS[name]()
-
-
-__all__ = ["KEYS", "OPERATORS", "Device", "Family", "Shape", "family_named"]
+__all__ = [
+    "KEYS",
+    "OPERATORS",
+    "Device",
+    "Family",
+    "FittedOperator",
+    "Library",
+    "Prediction",
+    "Shape",
+    "family_named",
+    "fit_library",
+    "kept_library",
+    "load_library",
+    "save_library",
+]

@@ -30,7 +30,6 @@ PACKED_HEADS = 64  # query heads of one KV head that share a thread block
 class AttentionDecode:
     """The ``attention_decode`` family; requests may differ in context."""
 
-    columns: tuple[str, ...] = ("batch", "context_sum", "heads", "kv_heads", "head_dim", "window")
     labels: tuple[str, ...] = ("kv_dtype",)
     keyed: tuple[str, ...] = ("layer",)
     axes: tuple[Axis, ...] = (

@@ -34,15 +34,6 @@ TILE = 128
 class AttentionPrefill:
     """The ``attention_prefill`` family; requests may differ in length."""
 
-    columns: tuple[str, ...] = (
-        "batch",
-        "query_sum",
-        "context_sum",
-        "heads",
-        "kv_heads",
-        "head_dim",
-        "window",
-    )
     labels: tuple[str, ...] = ("kv_dtype",)
     keyed: tuple[str, ...] = ("layer",)
     axes: tuple[Axis, ...] = (

@@ -60,12 +60,11 @@ class Shape:
 class Family(Protocol):
     """One kind of operator.
 
-    ``columns`` are the numbers a row must have, ``labels`` the shape columns that hold names,
-    ``keyed`` those that, like KEYS, never mix. ``axes`` are the coordinates of ``place`` along
-    which a grid may be interpolated.
+    ``labels`` are the shape columns that hold names or must have been measured, ``keyed`` those
+    that, like KEYS, never mix. ``axes`` are the coordinates of ``place`` along which a grid may
+    be interpolated.
     """
 
-    columns: tuple[str, ...]
     labels: tuple[str, ...]
     keyed: tuple[str, ...]
     axes: tuple[Axis, ...]

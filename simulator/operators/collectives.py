@@ -25,7 +25,6 @@ Floats = npt.NDArray[np.float64]
 class Collective:
     """Families of one message; ``bytes`` is the larger of a rank's input and output buffer."""
 
-    columns: tuple[str, ...] = ("bytes",)
     labels: tuple[str, ...] = ("ranks", "nodes")
     keyed: tuple[str, ...] = ("layer",)
     axes: tuple[Axis, ...] = (Axis("bytes", "bytes", ("ranks", "nodes")),)
@@ -41,7 +40,6 @@ class AllToAll(Collective):
     Dispatch and combine (layer) move tokens x hidden x min(top_k, ranks) values.
     """
 
-    columns: tuple[str, ...] = ("message",)
     labels: tuple[str, ...] = ("ranks", "nodes", "sms")
     axes: tuple[Axis, ...] = (
         Axis("message", "message", ("ranks", "nodes", "sms", "hidden", "top_k", "experts")),

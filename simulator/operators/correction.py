@@ -26,6 +26,7 @@ HIDDEN_TURNS = 3
 LEAST_VALUES = 3
 LEAST_LEARNED = 200  # hidden points below which only plain choices are compared
 MOST_ROWS = 20_000  # rows of one of the fits behind a correction
+SHOWN = 400  # hidden points kept to show what errors to expect
 SMALL = Boosting(trees=120, rate=0.08, leaves=15, penalty=5.0)
 BASE, INTERPOLATED, BETWEEN, LEARNED = "base", "interpolated", "between", "learned"
 
@@ -45,11 +46,14 @@ class Correction:
 
     ``choice`` and ``error`` (mean absolute log error on hidden lines) are given for points with
     a neighbour on one side and on both; ``trees`` is the learned model, if any was better.
+    ``hidden`` are points that were hidden and the choice's log error there.
     """
 
     axis: Axis
     choice: dict[str, str]
     error: dict[str, float]
+    hidden: npt.NDArray[np.int64]
+    hidden_error: Floats
     trees: Trees | None = None
 
     def residual(
@@ -108,6 +112,7 @@ class _Hidden:
     options: dict[str, list[Floats]]
     both: list[Bools]
     truth: list[Floats]
+    point: list[npt.NDArray[np.int64]]
     group: list[npt.NDArray[np.int64]]
 
 
@@ -121,7 +126,7 @@ def fit_correction(sample: Sample, axis: Axis, how: Boosting | None) -> Correcti
         return None
     line = group_numbers(sample.place, axis.fixed)
     position = octave_position(sample.place, axis)
-    hidden = _Hidden([], [], {BASE: [], INTERPOLATED: [], BETWEEN: []}, [], [], [])
+    hidden = _Hidden([], [], {BASE: [], INTERPOLATED: [], BETWEEN: []}, [], [], [], [])
     largest = rank >= len(values) - max(1, len(values) // 4)
     for turn, hide in enumerate(
         [*(rank % HIDDEN_TURNS == i for i in range(HIDDEN_TURNS)), largest]
@@ -162,6 +167,7 @@ def _hide(
     hidden.features.append(sample.features[asked])
     hidden.both.append(part.both)
     hidden.truth.append(sample.residual[asked])
+    hidden.point.append(asked)
     hidden.group.append(np.full(len(asked), turn))
 
 
@@ -187,24 +193,35 @@ def _choose(axis: Axis, hidden: _Hidden) -> Correction:
         options[LEARNED] = options[BASE] + crossed
         trees = fit_trees(rows, miss, SMALL)
     options = with_means(options)
-    choice, error = {}, {}
+    choice: dict[str, str] = {}
+    error: dict[str, float] = {}
+    chosen = np.zeros(len(truth))
     for side, mask in (("one", ~both), ("both", both)):
         of = mask if mask.any() else np.ones(len(truth), bool)
         errors = {name: float(np.abs(f - truth)[of].mean()) for name, f in options.items()}
         choice[side] = min(errors, key=lambda name: errors[name])
         error[side] = errors[choice[side]]
+        chosen[mask] = options[choice[side]][mask]
+    some = _some(np.arange(len(truth)), SHOWN)
     return Correction(
-        axis, choice, error, trees if any(LEARNED in c for c in choice.values()) else None
-    )
+        axis, choice, error, np.concatenate(hidden.point)[some], (chosen - truth)[some],
+        trees if any(LEARNED in c for c in choice.values()) else None,
+    )  # fmt: skip
 
 
 def to_data(correction: Correction) -> tuple[dict[str, Any], dict[str, Any]]:
     """A correction as plain values and as arrays, to be written."""
     plain = {"axis": correction.axis.name, "choice": correction.choice, "error": correction.error}
-    return plain, correction.trees.arrays() if correction.trees is not None else {}
+    arrays = {"hidden": correction.hidden, "hidden_error": correction.hidden_error}
+    if correction.trees is not None:
+        arrays.update({f"trees/{n}": v for n, v in correction.trees.arrays().items()})
+    return plain, arrays
 
 
 def of_data(axis: Axis, plain: dict[str, Any], arrays: dict[str, Any]) -> Correction:
     """Inverse of ``to_data``."""
-    trees = Trees.of(arrays) if arrays else None
-    return Correction(axis, plain["choice"], plain["error"], trees)
+    trees = {n.removeprefix("trees/"): v for n, v in arrays.items() if n.startswith("trees/")}
+    return Correction(
+        axis, plain["choice"], plain["error"], arrays["hidden"], arrays["hidden_error"],
+        Trees.of(trees) if trees else None,
+    )  # fmt: skip

@@ -51,7 +51,6 @@ def _load(name: str) -> float:
 class GroupedGemm:
     """The ``grouped_gemm`` family; ``inter`` is before tensor parallelism."""
 
-    columns: tuple[str, ...] = ("tokens", "hidden", "inter", "top_k", "experts", "tp", "ep")
     labels: tuple[str, ...] = ("load",)
     keyed: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = (
@@ -62,7 +61,8 @@ class GroupedGemm:
 
     def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
         """Work in FLOPs, bytes, tiles, and rows that are sorted and summed around the GEMMs."""
-        tokens, hidden, inter, top_k, experts, tp, ep = (number(rows, n) for n in self.columns)
+        names = ("tokens", "hidden", "inter", "top_k", "experts", "tp", "ep")
+        tokens, hidden, inter, top_k, experts, tp, ep = (number(rows, n) for n in names)
         local, inner, load = experts / ep, inter / tp, load_number(rows)
         pairs, active, fullest = _counts(rows, tokens, top_k, experts, local)
         each = pairs / active

@@ -27,7 +27,6 @@ SPLITS = 16  # libraries split k when tiles are fewer than multiprocessors, not 
 class Linear:
     """The ``linear`` family; rows whose m is a multiple of 8 or 16 take other kernels."""
 
-    columns: tuple[str, ...] = ("m", "n", "k")
     labels: tuple[str, ...] = ()
     keyed: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = (
@@ -38,7 +37,7 @@ class Linear:
 
     def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
         """Work in FLOPs, bytes, elements read to be scaled, and steps of the loop over k."""
-        m, n, k = (number(rows, name) for name in self.columns)
+        m, n, k = (number(rows, name) for name in ("m", "n", "k"))
         moved = m * k * activation(rows, "dtype") + n * k * width(rows, "dtype") + 2 * m * n
         padded = np.ceil(m / ROW_TILE) * ROW_TILE
         work = {

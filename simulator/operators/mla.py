@@ -32,7 +32,6 @@ TILE = 128
 class Mla:
     """The families ``mla_prefill`` and ``mla_decode``."""
 
-    columns: tuple[str, ...] = ("batch", "query_sum", "context_sum", "heads")
     labels: tuple[str, ...] = ("kv_dtype",)
     keyed: tuple[str, ...] = ("layer", "attention_dtype")
     axes: tuple[Axis, ...] = (

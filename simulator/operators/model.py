@@ -27,6 +27,7 @@ Bools = npt.NDArray[np.bool_]
 BASE = Boosting(trees=300, rate=0.1, leaves=31)
 LEAST_TREES = 100  # measured points below which trees have nothing to learn from
 SLACK = 1.01
+BOOST = 1.10  # clocks run up to a tenth above the nominal of the sheet
 DERIVED = ("aligned", "windowed")  # coordinates that follow from others
 
 
@@ -43,16 +44,19 @@ class FittedOperator:
     """A fitted family for one key; ``lows`` and ``highs`` are the ranges it was fitted on.
 
     ``names`` are the values of coordinates that are names or must have been measured.
-    ``place`` and ``residual`` are the measured points, each once.
+    ``kinds`` are those of the roofline's work; ``place``, ``residual``, ``seconds`` and ``base``
+    (what the trees say) are of the measured points, each once.
     """
 
     family: str
     key: dict[str, str]
+    kinds: tuple[str, ...]
     roofline: Roofline
     trees: Trees | None
     corrections: list[Correction]
     place: dict[str, npt.NDArray[np.generic]]
     residual: Floats
+    seconds: Floats
     base: Floats
     lows: dict[str, float]
     highs: dict[str, float]
@@ -60,11 +64,11 @@ class FittedOperator:
     rows: int
 
     def predict(self, shape: Shape, device: Device) -> Prediction:
-        """Predict rows; a time never beats the device's peak FLOP/s."""
+        """Predict rows; a time never beats the device's peak FLOP/s, boost allowed for."""
         log_s = self.roofline.log_seconds(stacked(shape.work)) + self._residual(shape)
         seconds = np.exp(log_s)
         if "flops" in shape.work:
-            seconds = np.maximum(seconds, shape.work["flops"] / device.peak_flops)
+            seconds = np.maximum(seconds, shape.work["flops"] / (BOOST * device.peak_flops))
         return Prediction(seconds, self.outside(shape))
 
     def outside(self, shape: Shape) -> Bools:
@@ -143,7 +147,8 @@ def fit_operator(
     numbers = ranged(shape)
     named = [n for n, v in sample.place.items() if v.dtype == object or n in family.labels]
     return FittedOperator(
-        name, key, roofline, trees, corrections, dict(sample.place), sample.residual,
+        name, key, tuple(shape.work), roofline, trees, corrections, dict(sample.place),
+        sample.residual, np.exp(np.bincount(point, np.log(seconds)) / counts),
         trees.predict(sample.features) if trees is not None else np.zeros(len(first)),
         {n: float(np.nanmin(v)) for n, v in numbers.items() if n not in named},
         {n: float(np.nanmax(v)) for n, v in numbers.items() if n not in named},

@@ -21,7 +21,6 @@ from simulator.operators.lines import Axis
 class Tokenwise:
     """The families ``elementwise`` and ``sampling``."""
 
-    columns: tuple[str, ...] = ("tokens", "hidden")
     labels: tuple[str, ...] = ()
     keyed: tuple[str, ...] = ("layer",)
     axes: tuple[Axis, ...] = (
@@ -47,7 +46,6 @@ class Tokenwise:
 class Router(Tokenwise):
     """The ``router`` family: the gate's GEMM, or choosing and sorting experts."""
 
-    columns: tuple[str, ...] = ("tokens", "hidden", "experts")
     axes: tuple[Axis, ...] = (
         Axis("tokens", "tokens", ("hidden", "experts", "top_k", "ranks")),
         Axis("experts", "experts", ("tokens", "hidden", "top_k", "ranks")),
@@ -56,7 +54,7 @@ class Router(Tokenwise):
     def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
         """Work in bytes and FLOPs, per token and per expert."""
         plain = super().shape(rows, device)
-        tokens, hidden, experts = (number(rows, n) for n in self.columns)
+        tokens, hidden, experts = (number(rows, n) for n in ("tokens", "hidden", "experts"))
         top_k, ranks = number(rows, "top_k", 1), number(rows, "ep", 1) * number(rows, "tp", 1)
         work = {**plain.work, "flops": 2 * tokens * hidden * experts, "chosen": tokens * top_k}
         features = {

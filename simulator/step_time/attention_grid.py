@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.step_time.layers import AttentionCall
-from traces.errors import ConfigError
+from simulator.step_time.unmeasured import SKEWED
 
 Floats = npt.NDArray[np.float64]
-SKEWED = "skew"  # layer label of rows measured to tell unequal contexts from equal ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +43,14 @@ class AttentionGrid:
     spread_most: float
 
 
-def build_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid:
-    """The grid of one attention shape. Raises ConfigError if it was not measured."""
+def measured_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid | None:
+    """The grid of one attention shape, None if its mixed batches were not measured."""
+    if call.family != "gqa" or "query_lens" not in kernels.column_names:
+        return None
     rows = _shape_rows(kernels, call)
     equal = _equal_rows(rows)
     if not len(equal):
-        raise ConfigError(
-            f"operators: no attention_mixed kernel of {call.heads} heads, {call.kv_heads} KV "
-            f"heads of {call.head_dim}, window {call.window}"
-        )
+        return None
     points, seconds = equal[:, :4], equal[:, 4]
     axes = tuple(np.unique(np.append(points[:, i], 0.0)) for i in range(4))
     grid = np.full([len(a) for a in axes], np.nan)

@@ -1,12 +1,15 @@
 """The step-time model of a deployed shape from a profile of measured kernels.
 
-Baking prices every operator at every size and fits what the attention tables lack (it needs
-scikit-learn, half a minute); the tables then lie in the profile, ``baked/<digest>.npz``, and
-later replays of the same shape only read them.
+Baking prices every operator at every size; what was not measured at its very shape is asked
+of a model fitted to what was (it needs scikit-learn, up to minutes), which is kept in the
+profile. The tables then lie there too, ``baked/<digest>.npz``, and later replays of the same
+deployment only read them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,29 +17,33 @@ from typing import Any
 from simulator.deployment import Engine
 from simulator.hardware import Hardware
 from simulator.model import ModelSpec
+from simulator.step_time.kernel_types import kernel_types
 from simulator.step_time.tables import OperatorStepTime, StepTables, load_tables, save_tables
 from traces.bundle import content_hash
 from traces.digest import text_digest
 from traces.errors import ConfigError
 
 KERNELS = "kernels.parquet"
-FORMAT = 1  # of the baked tables: a change of what baking does changes their digest
+FORMAT = 2  # of the baked tables: a change of what baking does changes their digest
 BAKED_FOR = (
     "tensor_parallel_size", "enable_expert_parallel", "data_parallel_size", "dtype",
-    "kv_cache_dtype", "max_num_batched_tokens", "max_num_seqs", "enforce_eager",
-    "cudagraph_capture_sizes",
+    "kv_cache_dtype", "quantization", "max_model_len", "max_num_batched_tokens",
+    "max_num_seqs", "enforce_eager", "cudagraph_capture_sizes",
 )  # fmt: skip
 
 
 def deployed_step_time(
-    profile: Path, model: ModelSpec, engine: Engine, hardware: Hardware, engine_version: str | None
+    profile: Path,
+    model: ModelSpec,
+    engine: Engine,
+    hardware: Hardware,
+    engine_version: str | None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[OperatorStepTime, dict[str, Any]]:
     """The model for one engine, and what to note of it in the manifest.
 
     Raises ConfigError for what the tables cannot price, TraceError for a damaged profile.
     """
-    if engine.quantization or model.quantization:
-        raise ConfigError(f"{profile}: step times of quantised models cannot be baked yet")
     if engine.data_parallel_size > 1 and engine.enable_expert_parallel:
         raise ConfigError(f"{profile}: step times under expert parallelism cannot be baked yet")
     kernels = content_hash(profile / KERNELS)
@@ -51,7 +58,7 @@ def deployed_step_time(
     file = profile / "baked" / f"{text_digest(shape)}.npz"
     tables = load_tables(file) if file.is_file() else None
     if tables is None:
-        tables = _bake(profile, model, engine, hardware, engine_version)
+        tables = _bake(profile, kernels, model, engine, hardware, engine_version, progress)
         try:
             save_tables(tables, file)
         except OSError:  # a profile that cannot be written to is baked each time
@@ -61,16 +68,26 @@ def deployed_step_time(
 
 
 def _bake(
-    profile: Path, model: ModelSpec, engine: Engine, hardware: Hardware, engine_version: str | None
-) -> StepTables:
+    profile: Path, hashed: str, model: ModelSpec, engine: Engine, hardware: Hardware,
+    engine_version: str | None, progress: Callable[[str], None],
+) -> StepTables:  # fmt: skip
     import pyarrow.parquet as pq
 
-    from simulator.step_time.prices import Prices, select_kernels
+    from simulator.operators import Library, kept_library, save_library
+    from simulator.step_time.prices import Prices
+    from simulator.step_time.select_kernels import select_kernels
     from simulator.step_time.tables import bake
+    from simulator.step_time.unmeasured import Unmeasured
 
-    dtype = model.dtype if engine.dtype == "auto" else engine.dtype
+    types = kernel_types(model, engine)
     table = pq.read_table(profile / KERNELS)
-    kernels, version = select_kernels(table, hardware, dtype, engine_version, str(profile))
-    tables = bake(Prices(kernels, hardware), model, engine)
-    tables.notes["kernels_of"] = f"vllm {version} on {hardware.name}, {dtype}"
+    kernels, version = select_kernels(table, hardware, types, engine_version, str(profile))
+    library = kept_library(profile, hashed) or Library(fitted_on={"kernels": hashed})
+    kept = len(library.operators)
+    unmeasured = Unmeasured(kernels, library, progress)
+    tables = bake(Prices(kernels, hardware, types, unmeasured), model, engine)
+    if len(library.operators) > kept:
+        with suppress(OSError):  # a profile that cannot be written to
+            save_library(library, profile)
+    tables.notes["kernels_of"] = f"vllm {version} on {hardware.name}, {types.dense}"
     return tables

@@ -1,10 +1,10 @@
 """What operators cost on one device, as curves over their size, from measured kernels.
 
-A curve is interpolated in log-log between measured sizes; beyond the largest it grows in
-proportion, below the smallest it stays, and both are counted as extrapolated. Where nothing
-was measured, small operators are priced by the memory they move and collectives by the link
-they cross, and both are named in ``estimated``; anything else is an error that says what
-could supply it.
+A curve of the very shape is interpolated in log-log between measured sizes; beyond the largest
+it grows in proportion, below the smallest it stays, and both are counted as extrapolated. A
+shape that was not measured is asked of a model fitted to those that were. Where there is none,
+small operators are priced by the memory they move and collectives by the link they cross, and
+both are named in ``estimated``; anything else is an error that says what could supply it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
+from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import Call
+from simulator.step_time.select_kernels import COLLECTIVES, even_loads, one_backend, where
+from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 KERNEL_FLOOR_S = 2e-6
 SIZE = {"linear": "m"}  # the column a curve runs over, else ``tokens``
 SMALL = ("elementwise", "router", "sampling")
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,15 @@ class Curve:
 
 @dataclass(slots=True)
 class Prices:
-    """Kernels of one device, engine version and dtype.
+    """Kernels of one device and engine version, of the types that a deployment runs in.
 
     ``estimated`` collects the layers that were not measured, with what they were priced by.
     """
 
     kernels: pa.Table
     hardware: Hardware
+    types: KernelTypes
+    unmeasured: Unmeasured
     estimated: dict[str, str] = field(default_factory=dict)
 
     def seconds(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -69,22 +72,32 @@ class Prices:
             self.estimated[call.layer] = "memory moved"
             moved = rows * 4.0 * call.shape["hidden"]  # 16 bits, read and written
             return _at_least(moved / (self.hardware.memory_bandwidth_gb_s * 1e9))
-        raise ConfigError(self._missing(call))
+        shape = self._shape(call)
+        size = SIZE.get(call.family, "tokens")
+        found = self.unmeasured.predict(call.layer, call.family, shape, {size: rows})
+        if found is None:
+            raise ConfigError(self._missing(call))
+        return found.seconds, found.extrapolated
 
     def curve(self, call: Call) -> Curve | None:
         """The measured curve of an operator of exactly this shape, None if there is none."""
-        shape = {k: v for k, v in call.shape.items() if k in self.kernels.column_names}
-        found = _where(self.kernels, {"operator": call.family, **shape})
+        shape = {k: v for k, v in self._shape(call).items() if k in self.kernels.column_names}
+        found = where(self.kernels, {"operator": call.family, **shape})
+        if call.family == "grouped_gemm":
+            found = even_loads(found)
         if "layer" in found.column_names:
-            named = _where(found, {"layer": call.layer})
+            named = where(found, {"layer": call.layer})
             found = named if len(named) or call.family in SMALL else found
-        return _curve(found, SIZE.get(call.family, "tokens"))
+        return _curve(one_backend(found), SIZE.get(call.family, "tokens"))
+
+    def _shape(self, call: Call) -> dict[str, int | str]:
+        return {**call.shape, "dtype": self.types.of(call.family, call.layer)}
 
     def _collective(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         ranks = call.shape["ranks"]
         size = rows * float(call.shape["bytes"])
-        found = _where(self.kernels, {"operator": call.family, "ranks": ranks})
-        curve = _curve(found, "bytes")
+        found = where(self.kernels, {"operator": call.family, "ranks": ranks})
+        curve = _curve(one_backend(found), "bytes")
         if curve is not None:
             return curve.at(size)
         link = self.hardware.intra_node
@@ -107,15 +120,6 @@ def _at_least(seconds: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     return np.maximum(seconds, KERNEL_FLOOR_S), np.zeros(len(seconds), bool)
 
 
-def _where(kernels: pa.Table, values: dict[str, int | str]) -> pa.Table:
-    """Rows that hold all of ``values``; none where a column is absent."""
-    for name, value in values.items():
-        if name not in kernels.column_names:
-            return kernels.slice(0, 0)
-        kernels = kernels.filter(pc.equal(kernels.column(name), value))
-    return kernels
-
-
 def _curve(kernels: pa.Table, size: str) -> Curve | None:
     """Mean seconds by size; None with fewer than two sizes."""
     if not len(kernels) or size not in kernels.column_names:
@@ -127,33 +131,3 @@ def _curve(kernels: pa.Table, size: str) -> Curve | None:
     sizes = mean.column(size).cast(pa.float64()).to_numpy()
     seconds = mean.column("duration_s_mean").to_numpy()
     return Curve(sizes[sizes > 0], seconds[sizes > 0])
-
-
-def select_kernels(
-    kernels: pa.Table, hardware: Hardware, dtype: str, engine_version: str | None, source: str
-) -> tuple[pa.Table, str]:
-    """Rows for one device and dtype, of one engine version, and that version.
-
-    The deployment's version if it was measured, else the latest. Kernel times only; of
-    collectives also those with launch, where no others are. Raises ConfigError.
-    """
-    mine = _where(kernels, {"device": hardware.name})
-    if not len(mine):
-        known = ", ".join(sorted(set(kernels.column("device").to_pylist())))
-        raise ConfigError(f"{source}: no kernel of {hardware.name} (it has: {known})")
-    collective = pc.is_in(mine.column("operator"), pa.array(COLLECTIVES))
-    timed = pc.equal(mine.column("timing"), "kernel")
-    typed = pc.equal(mine.column("dtype"), dtype)
-    mine = mine.filter(pc.or_(collective, pc.and_(timed, typed)))
-    compute = mine.filter(pc.invert(pc.is_in(mine.column("operator"), pa.array(COLLECTIVES))))
-    versions = sorted(set(compute.column("engine_version").to_pylist()), key=_version)
-    if not versions:
-        raise ConfigError(f"{source}: no {dtype} kernel times of {hardware.name}")
-    wanted = (engine_version or "").split("+")[0]
-    version = wanted if wanted in versions else versions[-1]
-    others = pc.is_in(mine.column("operator"), pa.array(COLLECTIVES))
-    return mine.filter(pc.or_(others, pc.equal(mine.column("engine_version"), version))), version
-
-
-def _version(text: str) -> list[int]:
-    return [int(part) if part.isdigit() else 0 for part in text.split(".")]

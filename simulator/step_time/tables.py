@@ -21,7 +21,8 @@ import numpy.typing as npt
 from simulator.clock import to_ps
 from simulator.deployment import Engine
 from simulator.model import ModelSpec
-from simulator.step_time.attention_grid import AttentionGrid, build_grid
+from simulator.step_time.attention_grid import AttentionGrid, measured_grid
+from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.functions import Attention, Constant, Dense, Function
 from simulator.step_time.layers import SAMPLED, TOKENS, attention_calls, calls
@@ -102,9 +103,13 @@ def bake(prices: Prices, model: ModelSpec, engine: Engine) -> StepTables:
         by_sampled,
         tokens_most,
         sampled_most,
-        [build_grid(prices.kernels, call) for call in attention],
+        [
+            measured_grid(prices.kernels, call)
+            or predicted_grid(prices.unmeasured, prices.types, call, model, engine)
+            for call in attention
+        ],
         [call.count for call in attention],
-        {"estimated": dict(prices.estimated)},
+        {"estimated": dict(prices.estimated), "fitted": dict(prices.unmeasured.used)},
     )
 
 

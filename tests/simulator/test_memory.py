@@ -240,7 +240,8 @@ def test_unknown_formats() -> None:
     with pytest.raises(ConfigError) as caught:
         weight_bytes(strange, Engine())
     assert str(caught.value) == (
-        "model: weights in an unknown format 'bitsandbytes' (known: fp8, int4, int8, mxfp4, nvfp4)"
+        "model: weights in an unknown format 'bitsandbytes' (known: fp8, fp8_block, int4, int8, "
+        "mxfp4, nvfp4)"
     )
     assert refusal("llama-3.1-8b", 80, kv_cache_dtype="fp9") == (
         "dtype 'fp9' is unknown; did you mean 'fp8'? (known: bfloat16, float16, float32, fp8, "

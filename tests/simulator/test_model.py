@@ -165,7 +165,7 @@ def test_kv_groups_are_vllm_s(windows: tuple[int | None, ...], groups: list[int]
 @pytest.mark.parametrize(
     ("given", "storage"),
     [
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "awq", "bits": 4}, "int4"),
         ({"quant_method": "gptq", "bits": 8}, "int8"),

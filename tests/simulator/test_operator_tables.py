@@ -11,10 +11,13 @@ import pytest
 from simulator.deployment import SHIPPED, Engine
 from simulator.hardware import load_hardware
 from simulator.model import ModelSpec, load_model
-from simulator.step_time.attention_grid import build_grid
+from simulator.step_time.attention_grid import measured_grid
+from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.base import BatchShape
+from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import TOKENS, AttentionCall, Call, attention_calls, calls
-from simulator.step_time.prices import KERNEL_FLOOR_S, Prices, select_kernels
+from simulator.step_time.prices import KERNEL_FLOOR_S, Prices
+from simulator.step_time.select_kernels import select_kernels
 from simulator.step_time.tables import (
     OperatorStepTime,
     bake,
@@ -22,10 +25,12 @@ from simulator.step_time.tables import (
     padded_tokens,
     save_tables,
 )
+from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS
 
 DEVICE = load_hardware("rtx_4090")
+BF16 = KernelTypes(*["bfloat16"] * 4)
 KEY = {
     "timing": "kernel", "device": "rtx_4090", "engine": "vllm", "engine_version": "0.19.0",
     "dtype": "bfloat16",
@@ -81,7 +86,8 @@ def priced(extra: list[dict[str, object]] | None = None) -> Prices:
                  "duration_s": 1e-5 * m}
                 for m in (1, 64, 512)
             ]  # fmt: skip
-    return Prices(table(rows + (extra or [])), DEVICE)
+    kernels = table(rows + (extra or []))
+    return Prices(kernels, DEVICE, BF16, Unmeasured(kernels))
 
 
 def test_operators_of_a_dense_model() -> None:
@@ -140,19 +146,22 @@ def test_what_was_not_measured_is_estimated_or_refused() -> None:
     )
     assert seconds.tolist() == [KERNEL_FLOOR_S]
     assert prices.estimated == {"kv_write": "memory moved"}
-    with pytest.raises(ConfigError, match="no linear kernel for q_proj"):
-        prices.seconds(Call("linear", "q_proj", TOKENS, {"n": 5, "k": 7}), np.ones(1))
-    with pytest.raises(ConfigError, match="no attention_mixed kernel of 64 heads"):
-        build_grid(prices.kernels, AttentionCall("gqa", 64, 8, 128, 0, 1))
+    experts = {"experts": 8, "top_k": 2, "hidden": 4096, "inter": 1024}
+    with pytest.raises(ConfigError, match="no grouped_gemm kernel for experts"):
+        prices.seconds(Call("grouped_gemm", "experts", TOKENS, experts), np.ones(1))
+    heads = AttentionCall("gqa", 64, 8, 128, 0, 1)
+    assert measured_grid(prices.kernels, heads) is None
+    with pytest.raises(ConfigError, match="no attention_prefill kernel in bfloat16"):
+        predicted_grid(prices.unmeasured, BF16, heads, model(), Engine())
 
 
 def test_kernels_of_another_device_or_dtype_never_enter() -> None:
     kernels = priced().kernels
     with pytest.raises(ConfigError, match=r"no kernel of h100_sxm \(it has: rtx_4090\)"):
-        select_kernels(kernels, load_hardware("h100_sxm"), "bfloat16", None, "p")
+        select_kernels(kernels, load_hardware("h100_sxm"), BF16, None, "p")
     with pytest.raises(ConfigError, match="no fp8 kernel times of rtx_4090"):
-        select_kernels(kernels, DEVICE, "fp8", None, "p")
-    assert select_kernels(kernels, DEVICE, "bfloat16", "0.32.0", "p")[1] == "0.19.0"
+        select_kernels(kernels, DEVICE, KernelTypes(*["fp8"] * 4), None, "p")
+    assert select_kernels(kernels, DEVICE, BF16, "0.32.0", "p")[1] == "0.19.0"
 
 
 def test_padding_to_graph_sizes() -> None:

@@ -1,0 +1,82 @@
+"""What operators cost at shapes that were not measured: models fitted to those that were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from simulator.operators import Prediction, family_named
+from simulator.operators.library import Group, Library, device_of, fit_library, groups_of
+from simulator.operators.model import FittedOperator
+
+Floats = npt.NDArray[np.float64]
+SKEWED = "skew"  # layer label of rows measured to tell unequal contexts from equal ones
+
+
+@dataclass(slots=True)
+class Unmeasured:
+    """Fitted operators of one device and engine version, each fitted when first asked for.
+
+    ``library`` keeps them; ``used`` says by layer which model priced it, and what share of
+    the sizes lay outside what it was fitted on.
+    """
+
+    kernels: pa.Table
+    library: Library = field(default_factory=Library)
+    progress: Callable[[str], None] = lambda _: None
+    used: dict[str, str] = field(default_factory=dict)
+
+    def predict(
+        self, layer: str, operator: str, shape: Mapping[str, int | str], sizes: Mapping[str, Floats]
+    ) -> Prediction | None:
+        """Seconds of ``layer``, an operator of ``shape``, at each of ``sizes`` (columns, ``(n,)``).
+
+        None where too little was measured of the operator in the shape's ``dtype``.
+        """
+        fitted = self.operator(operator, shape)
+        if fitted is None:
+            return None
+        rows = pd.DataFrame({**sizes}).assign(operator=operator, **shape)
+        device = device_of(fitted.key)
+        found = fitted.predict(family_named(operator).shape(rows, device), device)
+        backend = fitted.key["backend"] or fitted.key["engine"]
+        self.used[layer] = (
+            f"fitted to {fitted.rows} kernels of {backend}, "
+            f"{found.extrapolated.mean():.0%} of sizes outside"
+        )
+        return found
+
+    def operator(self, name: str, shape: Mapping[str, int | str]) -> FittedOperator | None:
+        """The model of the key with most rows of this very shape, else with most rows."""
+        wanted = pc.equal(self.kernels.column("operator"), name)
+        if "dtype" in shape:
+            wanted = pc.and_(wanted, pc.equal(self.kernels.column("dtype"), shape["dtype"]))
+        if not pc.any(wanted).as_py():
+            return None
+        rows = self.kernels.filter(wanted).to_pandas()
+        groups = [g for g in groups_of(rows) if g.key.get("layer") != SKEWED]
+        if not groups:
+            return None
+
+        def measured(group: Group) -> tuple[int, int]:
+            own = rows.iloc[group.rows]
+            same = np.ones(len(own), bool)
+            for column in own.columns.intersection(list(shape)):
+                same &= (own[column] == shape[column]).to_numpy(bool, na_value=False)
+            return int(same.sum()), len(own)
+
+        group = max(groups, key=measured)
+        kept = next((o for o in self.library.operators if (o.family, *o.key.values())
+                     == group.same), None)  # fmt: skip
+        if kept is None:
+            self.progress(f"fitting {group.name} ({len(group.rows)} rows)")
+            fitted = fit_library(rows.iloc[group.rows]).operators
+            self.library.operators += fitted
+            kept = fitted[0] if fitted else None
+        return kept
