@@ -73,8 +73,8 @@ class Group:
 TP2 = ("--tensor-parallel-size", "2")
 # two engines and one front end; vLLM's default, a front end a rank and workers in processes of
 # their own whose queues are polled, starves the client on two cores
-DP2_EP2 = ("--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1")
-DP2_EP2 += ("--distributed-executor-backend", "uni")
+DP2_EP2: tuple[str, ...] = ("--data-parallel-size", "2", "--enable-expert-parallel")
+DP2_EP2 += ("--api-server-count", "1", "--distributed-executor-backend", "uni")
 GROUPS = (
     Group("dense-low", "dense", 0.45, 240, 5, seed=1),
     Group("dense-high", "dense", 0.70, 240, 5, seed=2),
