@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from traces.bundle import Bundle
     from validation.bars import Bars, Judgement
+    from validation.comparison import Comparison
     from validation.scorecard import Scorecard
 
 
 def write_all(
-    scorecard: Scorecard, bundles: Sequence[Bundle], out: Path, bars: Bars | None = None
+    scorecard: Scorecard, comparison: Comparison, out: Path, bars: Bars | None = None
 ) -> list[Judgement]:
     """Write ``scorecard.json``, ``report.html``, ``report.md`` and ``junit.xml`` under ``out``.
 
-    ``bundles`` are those compared (measured, simulated, then the repeats): the charts are
-    drawn from them. Returns the bars held against the scorecard, empty without bars.
+    The charts are drawn from ``comparison``. Returns the bars held against the scorecard,
+    empty without bars.
     """
     from reports.html import html
     from reports.junit import junit
@@ -29,7 +28,9 @@ def write_all(
     judgements = judge(scorecard, bars) if bars else []
     out.mkdir(parents=True, exist_ok=True)
     write_scorecard(scorecard, out / FILE)
-    (out / "report.html").write_text(html(scorecard, bundles, judgements), encoding="utf-8")
+    (out / "report.html").write_text(
+        html(scorecard, comparison.views, judgements), encoding="utf-8"
+    )
     (out / "report.md").write_text(markdown(scorecard, judgements), encoding="utf-8")
     (out / "junit.xml").write_bytes(junit(scorecard, judgements))
     return judgements

@@ -32,8 +32,8 @@ from reports import words
 from reports.ladder import TITLES
 from reports.scorecard_file import FILE, read_scorecard, refuse_incomparable, write_scorecard
 from traces.errors import TraceError
+from validation.compared import COMPARED, Metric
 from validation.ladder import LADDER_METRICS
-from validation.samples import COMPARED, Metric
 from validation.scorecard import MetricErrors, Scorecard, Statistic
 
 GATED = ("ttft", "tpot", "e2e", "throughput")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from traces.bundle import Bundle
 from traces.metrics import Floats
-from validation.pairing import pair, rows_with_ids
-from validation.samples import COMPARED, Metric, View, finite, samples, view
+from validation.compared import COMPARED, Metric, family_of, metric_named
+from validation.samples import View, finite
 from validation.series import Series, in_flight, over_steps
 
 POINTS = 300
-DISTRIBUTIONS = ("ttft", "tpot", "e2e", "queue", "itl", "step_time", "transfer")
+NOT_DISTRIBUTED = ("batch_size", "kv_use", "throughput")  # over time, or one number
+OVER_TIME = ("batch_size", "kv_use")
 BY_PERCENTILE = ("ttft", "tpot", "e2e")
 LOG_ABOVE = 30.0  # p99 / p1 beyond which a linear axis hides one end
 
@@ -39,36 +39,15 @@ class Chart:
     percent_y: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """The compared requests of each bundle: measured, simulated, then the repeats."""
+def distributions(views: Sequence[View]) -> list[Chart]:
+    """Cumulative distribution of each metric, one chart a metric.
 
-    measured: View
-    simulated: View
-    repeats: list[View]
-    values: list[Mapping[str, Floats]]
-
-    @property
-    def views(self) -> list[View]:
-        """All views in the order of ``values``."""
-        return [self.measured, self.simulated, *self.repeats]
-
-
-def read_runs(bundles: Sequence[Bundle]) -> Runs:
-    """Pair the first two of ``bundles`` (measured, simulated) and cut all to those requests."""
-    measured, simulated, *repeats = bundles
-    pairing = pair(measured, simulated)
-    views = [view(measured, pairing.measured), view(simulated, pairing.simulated)]
-    views += [view(b, rows_with_ids(b, pairing.ids)) for b in repeats]
-    return Runs(views[0], views[1], views[2:], [samples(v) for v in views])
-
-
-def distributions(runs: Runs) -> list[Chart]:
-    """Cumulative distribution of each metric, one chart a metric."""
+    ``views`` are of measured, simulated and the repeats, here and below.
+    """
     return [
-        _distribution(COMPARED[name], [v.get(name) for v in runs.values])
-        for name in DISTRIBUTIONS
-        if name in runs.values[0] and name in runs.values[1]
+        _distribution(metric_named(name), [v.values.get(name) for v in views])
+        for name in views[0].values
+        if name in views[1].values and family_of(name) not in NOT_DISTRIBUTED
     ]
 
 
@@ -103,23 +82,27 @@ def _ecdf(values: Floats) -> tuple[Floats, Floats]:
     return np.quantile(values, share), share
 
 
-def over_time(runs: Runs) -> list[Chart]:
+def over_time(views: Sequence[View]) -> list[Chart]:
     """Requests in flight, batch size and KV use against time."""
-    batch, kv = COMPARED["batch_size"], COMPARED["kv_use"]
     charts = [
-        _over_time(runs, "in_flight", "Requests in flight", "arrived, not finished", in_flight),
-        _over_time(
-            runs, batch.name, batch.label, batch.formula, lambda v: over_steps(v, "batch_size")
-        ),
-        _over_time(runs, kv.name, kv.label, kv.formula, lambda v: over_steps(v, "kv_use")),
+        _over_time(views, "in_flight", "Requests in flight", "arrived, not finished", in_flight)
     ]
+    for name in views[0].of_steps:
+        if family_of(name) not in OVER_TIME:
+            continue
+        metric = metric_named(name)
+
+        def of_steps(view: View, name: str = name) -> Series | None:
+            return over_steps(view, name)
+
+        charts.append(_over_time(views, name, metric.label, metric.formula, of_steps))
     return [c for c in charts if {"measured", "simulated"} <= {line["role"] for line in c.lines}]
 
 
 def _over_time(
-    runs: Runs, key: str, title: str, note: str, series: Callable[[View], Series | None]
+    views: Sequence[View], key: str, title: str, note: str, series: Callable[[View], Series | None]
 ) -> Chart:
-    found = [series(v) for v in runs.views]
+    found = [series(v) for v in views]
     return Chart(
         f"{key}_over_time",
         title,
@@ -128,16 +111,17 @@ def _over_time(
         "",
         f"{title} over time, measured and simulated",
         [_line(role, s.time_s, s.value) for role, s in _drawn(found)],
-        percent_y=key == "kv_use",
+        percent_y=family_of(key) == "kv_use",
     )
 
 
-def by_percentile(runs: Runs) -> Chart | None:
+def by_percentile(views: Sequence[View]) -> Chart | None:
     """Relative error at each percentile: where in the distribution the error sits."""
     percents = np.arange(1.0, 100.0)
     lines = []
-    for i, name in enumerate(n for n in BY_PERCENTILE if all(n in v for v in runs.values[:2])):
-        pairs = [v[name] for v in runs.values[:2]]
+    sides = [v.values for v in views[:2]]
+    for i, name in enumerate(n for n in BY_PERCENTILE if all(n in side for side in sides)):
+        pairs = [side[name] for side in sides]
         both = np.isfinite(pairs[0]) & np.isfinite(pairs[1])
         measured, simulated = (np.percentile(v[both], percents) for v in pairs)
         above = measured > 0

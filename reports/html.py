@@ -18,11 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from reports import words
-from reports.figures import by_percentile, distributions, over_time, read_runs
+from reports.figures import by_percentile, distributions, over_time
 from reports.ladder import LABELS, rows, sentences, waterfalls
-from traces.bundle import Bundle
 from validation.bars import Judgement
-from validation.samples import COMPARED
+from validation.samples import View
 from validation.scorecard import MetricErrors, Scorecard, Statistic
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,15 +47,14 @@ class Strip:
     beyond: bool
 
 
-def html(scorecard: Scorecard, bundles: Sequence[Bundle], judgements: Sequence[Judgement]) -> str:
-    """The report as one HTML page."""
-    runs = read_runs(bundles)
-    percentile_chart = by_percentile(runs)
+def html(scorecard: Scorecard, views: Sequence[View], judgements: Sequence[Judgement]) -> str:
+    """The report as one HTML page; ``views`` are what the charts are drawn from."""
+    percentile_chart = by_percentile(views)
     ladder = scorecard.ladder
     groups = {
         "Attribution": waterfalls(ladder) if ladder else [],
-        "Distributions": distributions(runs),
-        "Over time": over_time(runs),
+        "Distributions": distributions(views),
+        "Over time": over_time(views),
         "By percentile": [percentile_chart] if percentile_chart else [],
     }
     scripts = {"plotly": get_plotlyjs(), "report": (TEMPLATES / "report.js").read_text()}
@@ -80,7 +78,7 @@ def html(scorecard: Scorecard, bundles: Sequence[Bundle], judgements: Sequence[J
         tables=[t for t in _tables(scorecard, judgements) if t["metrics"]],
         groups={name: charts for name, charts in groups.items() if charts},
         charts=embedded([asdict(c) for charts in groups.values() for c in charts]),
-        formulas=[COMPARED[name] for name in scorecard.metrics],
+        formulas=[m.metric for m in scorecard.metrics.values()],
         scripts=scripts,
         style=(TEMPLATES / "report.css").read_text(),
         hashes=[_script_hash(text) for text in scripts.values()],

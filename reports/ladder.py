@@ -7,8 +7,8 @@ from typing import Any
 
 from reports import words
 from reports.figures import Chart
+from validation.compared import COMPARED
 from validation.ladder import LADDER_METRICS
-from validation.samples import COMPARED
 from validation.scorecard import Scorecard
 
 TITLES = {

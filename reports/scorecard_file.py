@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import TraceError, nearest
+from validation.compared import COMPARED, Metric, metric_named
 from validation.errors import STATISTICS
-from validation.samples import COMPARED, Metric
 from validation.scorecard import SCHEMA_VERSION, MetricErrors, Scorecard, Statistic
 
 FILE = "scorecard.json"
@@ -59,10 +59,12 @@ def read_scorecard(path: Path) -> Scorecard:
             raise TraceError(f"{path}: {key} is missing")
     metrics = {}
     for name, data in raw["metrics"].items():
-        if name not in COMPARED:
-            raise TraceError(f"{path}: unknown metric {name!r}{nearest(name, COMPARED)}")
         try:
-            metrics[name] = _metric(COMPARED[name], data)
+            metric = metric_named(name)
+        except KeyError:
+            raise TraceError(f"{path}: unknown metric {name!r}{nearest(name, COMPARED)}") from None
+        try:
+            metrics[name] = _metric(metric, data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise TraceError(f"{path}: metrics.{name}: {error}") from None
     return Scorecard(metrics, raw["coverage"], raw["provenance"], raw.get("ladder", {}))

@@ -12,9 +12,10 @@ from reports.ladder import sentences
 from traces.bundle import Bundle, read_bundle
 from traces.errors import ConfigError, TraceError
 from validation.bars import Judgement, load_bars
+from validation.comparison import compared
 from validation.ladder import Simulator, build_ladder
 from validation.provenance import refuse_leak
-from validation.scorecard import Scorecard, build
+from validation.scorecard import Scorecard, score
 
 _USED = ("requests", "steps", "step_requests")
 _UNUSED = ("block_hashes",)
@@ -44,14 +45,15 @@ def run_validate(
     progress("reading bundles")
     bundles = _read([measured, simulated, *repeats], skip=() if simulator else _UNUSED)
     progress("comparing")
-    scorecard = build(bundles[0], bundles[1], bundles[2:], allow_vantage_mix=allow_vantage_mix)
+    comparison = compared(bundles[0], bundles[1], bundles[2:], allow_vantage_mix=allow_vantage_mix)
+    scorecard = score(comparison)
     if require_holdout:
         refuse_leak(scorecard.provenance)
     if simulator is not None:
         ladder = build_ladder(bundles[0], bundles[1], simulator(), progress)
         scorecard = replace(scorecard, ladder=ladder)
     progress("writing reports")
-    return scorecard, write_all(scorecard, bundles, out, limits)
+    return scorecard, write_all(scorecard, comparison, out, limits)
 
 
 def print_outcome(scorecard: Scorecard, judgements: Sequence[Judgement], out: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from validation.bars import Judgement
-from validation.samples import Metric
+from validation.compared import Metric
 from validation.scorecard import Bounds, Scorecard, Statistic
 
 HEADLINE = ("ttft", "tpot", "e2e")

@@ -33,9 +33,9 @@ def table_faults(table: Table, data: pa.Table, file: str) -> list[str]:
             faults += _order_faults(data, early, late, file)
     if table.key and all(k in sound for k in table.key):
         faults += _key_faults(data, table.key, file)
-    for name in table.monotonic:
-        if name in sound:
-            faults += _monotonic_faults(data, table.group, name, file)
+    rising = [name for name in table.monotonic if name in sound]
+    if rising and all(g in sound for g in table.group):
+        faults += _monotonic_faults(data, table.group, rising, file)
     return faults
 
 
@@ -118,6 +118,8 @@ def _order_faults(data: pa.Table, early: str, late: str, file: str) -> list[str]
 
 
 def _key_faults(data: pa.Table, key: tuple[str, ...], file: str) -> list[str]:
+    if len(pc.unique(_codes(data, key))) == len(data):
+        return []
     groups = data.select(list(key)).group_by(list(key)).aggregate([([], "count_all")])
     twice = groups.filter(pc.greater(groups.column("count_all"), 1))
     return [
@@ -126,14 +128,28 @@ def _key_faults(data: pa.Table, key: tuple[str, ...], file: str) -> list[str]:
     ]
 
 
-def _monotonic_faults(data: pa.Table, group: tuple[str, ...], name: str, file: str) -> list[str]:
-    ids = np.zeros(len(data), np.int64)
-    for g in group:
-        codes = pc.rank(data.column(g).combine_chunks(), tiebreaker="dense").to_numpy()
-        ids = ids * (int(codes.max(initial=0)) + 1) + codes
-    order = np.argsort(ids, kind="stable")
-    values = data.column(name).to_numpy()[order]
-    same = ids[order][1:] == ids[order][:-1]
-    bad = np.zeros(len(data), bool)
-    bad[order[1:]] = same & (np.diff(values) < 0)
-    return list(_rows(file, f"column {name!r}", bad, "goes backwards"))
+def _codes(data: pa.Table, names: tuple[str, ...]) -> pa.Array:
+    """A value a row that is equal where all columns of ``names`` are."""
+    if len(names) == 1:
+        return data.column(names[0]).combine_chunks()
+    codes = np.zeros(len(data), np.int64)
+    for name in names:
+        found = data.column(name).combine_chunks().dictionary_encode()
+        codes = codes * len(found.dictionary) + found.indices.to_numpy()
+    return pa.array(codes)
+
+
+def _monotonic_faults(
+    data: pa.Table, group: tuple[str, ...], names: list[str], file: str
+) -> Iterator[str]:
+    ids = _codes(data, group).to_numpy() if group else np.zeros(len(data), np.int64)
+    order = None if (np.diff(ids) >= 0).all() else np.argsort(ids, kind="stable")
+    same = np.diff(ids if order is None else ids[order]) == 0
+    for name in names:
+        values = data.column(name).to_numpy()
+        values = values if order is None else values[order]
+        bad = np.zeros(len(data), bool)
+        bad[1:] = same & (np.diff(values) < 0)
+        if order is not None:
+            bad[order] = bad.copy()
+        yield from _rows(file, f"column {name!r}", bad, "goes backwards")

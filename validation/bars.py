@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from traces.errors import ConfigError, nearest
+from validation.compared import COMPARED, metric_named
 from validation.errors import DISTANCES, STATISTICS
-from validation.samples import COMPARED
 from validation.scorecard import Scorecard
 
 NOISE_MULTIPLE = 2.0
@@ -60,9 +60,12 @@ def load_bars(path: Path) -> Bars:
     multiple = _number(path, "noise_multiple", raw.pop("noise_multiple", NOISE_MULTIPLE))
     limits: dict[tuple[str, str], float] = {}
     for metric, bars in raw.items():
-        if metric not in COMPARED:
+        try:
+            metric_named(str(metric))
+        except KeyError:
             known = [*COMPARED, "noise_multiple"]
-            raise ConfigError(f"{path}: unknown metric {metric!r}{nearest(str(metric), known)}")
+            hint = nearest(str(metric), known)
+            raise ConfigError(f"{path}: unknown metric {metric!r}{hint}") from None
         limits |= _metric_limits(path, metric, bars)
     return Bars(limits, multiple)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from traces.bundle import Bundle
+from validation.compared import CHAIN, COMPARED, family_of, in_order
+from validation.comparison import Comparison
 from validation.pairing import Pairing, Side
-from validation.samples import COMPARED
 
 # Keys that say where a thing lies or what was simulated of it, not what it is.
 _NOT_COMPARED = ("model", "operators", "launch")
@@ -43,11 +44,16 @@ def repeat_coverage(repeats: Sequence[Bundle], compared: Sequence[int], pairs: i
 
 
 def metric_coverage(
-    measured: Container[str], simulated: Container[str], compared: Container[str]
+    measured: Collection[str], simulated: Collection[str], compared: Container[str]
 ) -> dict[str, str]:
-    """Why a metric is not compared, for each that is not: ``{metric: reason}``."""
+    """Why a metric is not compared, for each that is not: ``{metric: reason}``.
+
+    What no co-located run has is told only where one side has it.
+    """
     reasons = {}
-    for name in COMPARED:
+    known = {*measured, *simulated}
+    families = {family_of(name) for name in known}
+    for name in in_order({*known, *(n for n in COMPARED if n not in families | CHAIN.keys())}):
         here, there = name in measured, name in simulated
         if here != there:
             reasons[name] = f"only in {'measured' if here else 'simulated'}"
@@ -102,14 +108,13 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def coverage(
-    measured: Bundle, simulated: Bundle, repeats: Sequence[Bundle], pairing: Pairing
-) -> dict[str, Any]:
+def coverage(comparison: Comparison) -> dict[str, Any]:
     """The scorecard's coverage, less what only the samples know."""
+    measured, simulated = comparison.measured, comparison.simulated
     notes = simulated.manifest.notes
     capacity = notes.get("kv_capacity")
     return {
-        "requests": request_coverage(pairing),
+        "requests": request_coverage(comparison.pairing),
         "ignored": {
             "measured": [str(i) for i in measured.manifest.ignored],
             "simulated": [str(i) for i in simulated.manifest.ignored],

@@ -21,11 +21,12 @@ from traces.bundle import Bundle, bundle_hash, is_bundle, read_bundle
 from traces.errors import TraceError, nearest
 from traces.metrics import Floats
 from validation import provenance
+from validation.compared import COMPARED
 from validation.errors import STATISTICS, relative_error, statistics
 from validation.intervals import error_intervals
 from validation.noise import spread
 from validation.pairing import pair, rows_with_ids
-from validation.samples import COMPARED, finite, samples, view
+from validation.samples import View, finite
 
 NOISE_MULTIPLE = 2.0
 MEASURED, SIMULATED = "measured", "simulated"
@@ -140,7 +141,7 @@ def _read(folder: Path, runs: Sequence[Path]) -> Configuration:
 
 def _values(bundle: Bundle, rows: Any) -> dict[str, Floats]:
     wanted = {o.metric for o in OBJECTIVES}
-    return {name: v for name, v in samples(view(bundle, rows)).items() if name in wanted}
+    return {name: v for name, v in View(bundle, rows).values.items() if name in wanted}
 
 
 def decide(configurations: Sequence[Configuration], limits: Sequence[Limit] = ()) -> dict[str, Any]:

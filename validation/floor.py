@@ -11,10 +11,11 @@ import numpy as np
 from traces.bundle import Bundle, bundle_hash
 from traces.errors import TraceError
 from traces.metrics import Floats
+from validation.compared import Metric, metric_named
 from validation.errors import STATISTICS, distances, relative_error, statistics
 from validation.noise import spread
 from validation.pairing import pair, refuse_same_run, rows_with_ids
-from validation.samples import COMPARED, Metric, finite, samples, view
+from validation.samples import View, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,9 @@ def noise_floor(bundles: Sequence[Bundle]) -> Floor:
     rows = [rows_with_ids(b, ids) for b in bundles]
     if not len(ids):
         raise TraceError(f"{bundles[-1].path}: no request finished in all runs")
-    values = [samples(view(b, r)) for b, r in zip(bundles, rows, strict=True)]
-    metrics = {n: _metric(COMPARED[n], values) for n in COMPARED if all(n in v for v in values)}
+    values = [View(b, r).values for b, r in zip(bundles, rows, strict=True)]
+    shared = [n for n in values[0] if all(n in v for v in values)]
+    metrics = {n: _metric(metric_named(n), values) for n in shared}
     return Floor([b.path.name for b in bundles], len(ids), metrics)
 
 

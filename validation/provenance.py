@@ -6,9 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+
 from traces.bundle import Bundle
-from traces.digest import text_digest
+from traces.digest import batches_of, table_digest, text_digest
 from traces.errors import TraceError
+from traces.schema import REQUESTS
 from validation.pairing import WARM_UP
 
 
@@ -47,9 +50,9 @@ def deployment_hash(bundle: Bundle) -> str:
 def workload_hash(bundle: Bundle) -> str:
     """Digest of what was asked: ids and lengths of the requests, warm-ups left out."""
     table = bundle.requests.select(["request_id", "prompt_tokens", "output_tokens"])
-    columns = (table.column(i).to_pylist() for i in range(3))
-    rows = sorted(r for r in zip(*columns, strict=True) if not r[0].startswith(WARM_UP))
-    return text_digest(rows)
+    ids = table.column("request_id")
+    table = table.filter(pc.invert(pc.starts_with(ids, WARM_UP))).sort_by("request_id")
+    return table_digest(REQUESTS, batches_of(table))
 
 
 def profile(simulated: Bundle) -> dict[str, Any]:

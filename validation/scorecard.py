@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from traces.bundle import Bundle, bundle_hash
-from traces.errors import TraceError
 from traces.metrics import Floats
 from validation import provenance as origin
+from validation.compared import Metric, metric_named
+from validation.comparison import Comparison, compared
 from validation.coverage import coverage, metric_coverage, repeat_coverage
 from validation.errors import STATISTICS, distances, relative_error, statistics
 from validation.intervals import BOOTSTRAP_LIMIT, error_intervals, method
 from validation.noise import LEVEL, detectable, interval_by_run, like_another_run, spread
-from validation.pairing import pair, refuse_same_run, rows_with_ids
-from validation.samples import COMPARED, Metric, finite, samples, view
+from validation.samples import finite
 
 SCHEMA_VERSION = 1
 
@@ -94,50 +94,36 @@ def build(
 ) -> Scorecard:
     """Compare two bundles, with other runs of the measured workload for the noise floor.
 
-    ``seed`` is the bootstrap's. Raises TraceError if they cannot be compared: no request in
-    common, different vantages (unless allowed), or a repeat that is one of the other runs.
+    ``seed`` is the bootstrap's. Raises TraceError if they cannot be compared.
     """
-    _check_vantage([measured, simulated, *repeats], allow_vantage_mix)
-    runs = [measured, *repeats]
-    digests = [bundle_hash(b) for b in runs]
-    refuse_same_run([(str(b.path), d) for b, d in zip(runs, digests, strict=True)])
-    pairing = pair(measured, simulated)
-    rows = [pairing.measured, *(rows_with_ids(b, pairing.ids) for b in repeats)]
-    for bundle, found in zip(repeats, rows[1:], strict=True):
-        if not len(found):
-            raise TraceError(f"--repeats {bundle.path}: no request in common with {measured.path}")
-    real = [samples(view(b, r)) for b, r in zip(runs, rows, strict=True)]
-    mine = samples(view(simulated, pairing.simulated))
-    whole = [r for r, found in zip(real, rows, strict=True) if len(found) == len(pairing.ids)]
+    return score(compared(measured, simulated, repeats, allow_vantage_mix=allow_vantage_mix), seed)
+
+
+def score(comparison: Comparison, seed: int = 0) -> Scorecard:
+    """The scorecard of bundles whose requests are paired; ``seed`` is the bootstrap's."""
+    real = [v.values for v in comparison.real]
+    mine = comparison.views[1].values
+    pairs = len(comparison.pairing.ids)
+    sizes = [len(v.bundle.requests) for v in comparison.real]
+    whole = [r for r, size in zip(real, sizes, strict=True) if size == pairs]
     metrics = {
-        name: _metric_errors(COMPARED[name], real, mine[name], whole, seed)
-        for name in COMPARED
-        if name in real[0] and name in mine
+        name: _metric_errors(metric_named(name), real, mine[name], whole, seed)
+        for name in real[0]
+        if name in mine
     }
     metrics = {name: errors for name, errors in metrics.items() if errors.statistics}
-    told = coverage(measured, simulated, repeats, pairing)
+    told = coverage(comparison)
     told["metrics_missing"] = metric_coverage(real[0], mine, metrics)
-    told["repeats"] = repeat_coverage(repeats, [len(r) for r in rows[1:]], len(pairing.ids))
-    sources = _provenance(runs, digests, simulated)
+    told["repeats"] = repeat_coverage(comparison.repeats, sizes[1:], pairs)
+    sources = _provenance(comparison)
     sources["intervals"] = {
         "level": LEVEL,
-        "by": "run" if repeats else "request",
-        "seed": None if repeats else seed,
+        "by": "run" if comparison.repeats else "request",
+        "seed": None if comparison.repeats else seed,
         "methods": {name: m.interval for name, m in metrics.items()},
         "bootstrap_limit": BOOTSTRAP_LIMIT,
     }
     return Scorecard(metrics, told, sources)
-
-
-def _check_vantage(bundles: Sequence[Bundle], allowed: bool) -> None:
-    first = bundles[0]
-    for other in bundles[1:]:
-        if other.manifest.vantage != first.manifest.vantage and not allowed:
-            raise TraceError(
-                f"{other.path}: seen by the {other.manifest.vantage}, {first.path} by the "
-                f"{first.manifest.vantage}: their times differ by the network and the front "
-                "end; --allow-vantage-mix compares them all the same"
-            )
 
 
 def _metric_errors(
@@ -212,19 +198,19 @@ def _statistics_table(
     return table
 
 
-def _provenance(
-    runs: Sequence[Bundle], digests: Sequence[str], simulated: Bundle
-) -> dict[str, Any]:
+def _provenance(comparison: Comparison) -> dict[str, Any]:
+    measured, simulated = comparison.measured, comparison.simulated
     profile = origin.profile(simulated)
-    kinds = {runs[0].manifest.kind, simulated.manifest.kind}
+    kinds = {measured.manifest.kind, simulated.manifest.kind}
+    described = [origin.describe(*p) for p in zip(comparison.runs, comparison.digests, strict=True)]
     return {
         "comparison": "A/A"
         if kinds == {"measured"}
-        else " against ".join((simulated.manifest.kind, runs[0].manifest.kind)),
-        "holdout": origin.holdout(profile["fitted_on"], digests),
+        else " against ".join((simulated.manifest.kind, measured.manifest.kind)),
+        "holdout": origin.holdout(profile["fitted_on"], comparison.digests),
         "profile": profile,
-        "workload_hash": origin.workload_hash(runs[0]),
-        "measured": origin.describe(runs[0], digests[0]),
+        "workload_hash": origin.workload_hash(measured),
+        "measured": described[0],
         "simulated": origin.describe(simulated, bundle_hash(simulated)),
-        "repeats": [origin.describe(b, d) for b, d in zip(runs[1:], digests[1:], strict=True)],
+        "repeats": described[1:],
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from traces.metrics import Floats, column
-from validation.samples import View, live_steps, step_samples
+from validation.samples import View
 
 POINTS = 160
 
@@ -43,15 +43,15 @@ def _area_after(events: Floats, edges: Floats) -> Floats:
 def over_steps(seen: View, name: str, points: int = POINTS) -> Series | None:
     """A metric of steps averaged over the steps that start in each interval.
 
-    ``name`` is one of ``step_samples``'; NaN where no step starts. None where the bundle does
+    ``name`` is one of ``View.of_steps``; NaN where no step starts. None where the bundle does
     not record it.
     """
-    values, steps = step_samples(seen).get(name), live_steps(seen)
-    if values is None or steps is None or not len(values):
+    start, values = seen.of_steps.get(name, (np.empty(0), np.empty(0)))
+    if not len(values):
         return None
     edges = _edges(seen, points)
-    start = column(steps, "start_s") - seen.first_s
-    bins = np.clip(np.searchsorted(edges, start, side="right") - 1, 0, points - 1)
+    bins = np.searchsorted(edges, start - seen.first_s, side="right") - 1
+    bins = np.clip(bins, 0, points - 1)
     count = np.bincount(bins, minlength=points)
     total = np.bincount(bins, weights=values, minlength=points)
     return Series(_middles(edges), np.where(count, total / np.maximum(count, 1), np.nan))

@@ -17,6 +17,7 @@ from fake_bundles import fake_bundle, fake_pair
 from replay.cli import main
 from reports import ladder, words, write_all
 from reports.scorecard_file import read_scorecard
+from validation.comparison import compared
 from validation.scorecard import build
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -28,7 +29,7 @@ def test_the_report_draws_itself_and_asks_nobody(tmp_path: Path) -> None:
     measured, simulated = fake_pair(tmp_path, ignored=[HOSTILE])
     repeat = fake_bundle(tmp_path / "r", seed=5, warmups=4)
     card = build(measured, simulated, [repeat])
-    write_all(card, [measured, simulated, repeat], tmp_path / "out")
+    write_all(card, compared(measured, simulated, [repeat]), tmp_path / "out")
     done, asked = browse(tmp_path / "out" / "report.html", tmp_path)
     assert "CONSOLE" not in done.stderr, [x for x in done.stderr.splitlines() if "CONSOLE" in x]
     dom = done.stdout
@@ -84,7 +85,7 @@ def test_every_section_can_be_reached_and_says_what_the_scorecard_says(
         for metric, errors in card.metrics.items():
             for name, statistic in errors.statistics.items():
                 shown = chrome.evaluate(
-                    f"[...document.querySelectorAll('tbody[data-metric={metric}] "
+                    f'[...document.querySelectorAll(\'tbody[data-metric="{metric}"] '
                     f"tr[data-statistic={name}] td')].map(c => c.textContent)"
                 )
                 cells = [text.replace(" ✓", "").strip() for text in shown[:7]]

@@ -12,7 +12,7 @@ import pytest
 from reports.check import Threshold, compare, run_check
 from reports.scorecard_file import write_scorecard
 from traces.errors import TraceError
-from validation.samples import COMPARED
+from validation.compared import COMPARED
 from validation.scorecard import Bounds, MetricErrors, Scorecard, Statistic
 
 PROVENANCE: dict[str, Any] = {

@@ -19,6 +19,7 @@ from reports.tables import escape
 from traces.bundle import Manifest, write_bundle
 from traces.errors import TraceError
 from validation.bars import Bars
+from validation.comparison import compared
 from validation.scorecard import Scorecard, build
 
 
@@ -79,7 +80,7 @@ def test_no_json_and_no_file(tmp_path: Path) -> None:
 def test_junit_has_a_case_a_bar(tmp_path: Path) -> None:
     bundles = fake_pair(tmp_path)
     bars = Bars({("ttft", "mean"): 0.001, ("e2e", "p50"): 0.9, ("transfer", "mean"): 0.1})
-    judgements = write_all(build(*bundles), bundles, tmp_path / "out", bars)
+    judgements = write_all(build(*bundles), compared(*bundles), tmp_path / "out", bars)
     assert [j.passed for j in judgements] == [False, True, False]
     suite = ET.parse(tmp_path / "out" / "junit.xml").getroot()[0]
     assert suite.attrib["tests"] == "3"
@@ -97,7 +98,7 @@ def test_junit_has_a_case_a_bar(tmp_path: Path) -> None:
 
 def test_without_bars_there_are_all_four_files_and_no_case(tmp_path: Path) -> None:
     bundles = fake_pair(tmp_path)
-    assert write_all(build(*bundles), bundles, tmp_path / "deep" / "out") == []
+    assert write_all(build(*bundles), compared(*bundles), tmp_path / "deep" / "out") == []
     names = {f.name for f in (tmp_path / "deep" / "out").iterdir()}
     assert names == {"scorecard.json", "report.html", "report.md", "junit.xml"}
     assert ET.parse(tmp_path / "deep" / "out" / "junit.xml").getroot().attrib["tests"] == "0"
@@ -105,7 +106,9 @@ def test_without_bars_there_are_all_four_files_and_no_case(tmp_path: Path) -> No
 
 def test_markdown_is_a_table_of_equal_rows(tmp_path: Path) -> None:
     bundles = fake_pair(tmp_path)
-    write_all(build(*bundles), bundles, tmp_path / "out", Bars({("ttft", "mean"): 0.001}))
+    write_all(
+        build(*bundles), compared(*bundles), tmp_path / "out", Bars({("ttft", "mean"): 0.001})
+    )
     text = (tmp_path / "out" / "report.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
@@ -134,7 +137,7 @@ def test_three_requests_seen_by_a_client_make_a_report_too(tmp_path: Path) -> No
         manifest = Manifest(kind="measured", vantage="client")
         bundles.append(write_bundle(tmp_path / name, manifest, {"requests": pa.table(requests)}))
     card = build(*bundles)
-    write_all(card, bundles, tmp_path / "out")
+    write_all(card, compared(*bundles), tmp_path / "out")
     assert list(card.metrics) == ["ttft", "e2e", "throughput"]
     assert card.coverage["metrics_missing"]["tpot"] == "recorded in neither"
     assert card.metrics["ttft"].statistics["mean"].error == pytest.approx(1 / 3)

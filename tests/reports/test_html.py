@@ -18,6 +18,7 @@ from reports import words, write_all
 from reports.html import embedded, html, strip, strip_limit
 from traces.bundle import Bundle
 from validation.bars import Bars
+from validation.comparison import compared
 from validation.scorecard import Scorecard, Statistic, build
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&\u2028{{7*7}}"
@@ -69,7 +70,11 @@ def render(bundles: list[Bundle], bars: dict[tuple[str, str], float] | None = No
     card = build(bundles[0], bundles[1], bundles[2:])
     from validation.bars import judge
 
-    return card, Page(html(card, bundles, judge(card, Bars(bars)) if bars else []))
+    return card, Page(
+        html(
+            card, compared(*bundles[:2], bundles[2:]).views, judge(card, Bars(bars)) if bars else []
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +170,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "{{7*7}}" in page.words
     assert "img" not in {tag for tag, _ in page.tags}
     assert len(page.scripts) == 3
-    write_all(card, [measured, simulated], tmp_path / "out")
+    write_all(card, compared(measured, simulated), tmp_path / "out")
     for file in ("report.md", "junit.xml"):
         assert "<img" not in (tmp_path / "out" / file).read_text().replace("\\<img", "")
 
@@ -178,7 +183,7 @@ def test_embedded_json_survives_and_holds_no_markup() -> None:
 
 def test_the_same_bundles_make_the_same_bytes(tmp_path: Path) -> None:
     bundles = fake_pair(tmp_path)
-    pages = [html(build(*bundles), bundles, []) for _ in range(2)]
+    pages = [html(build(*bundles), compared(*bundles).views, []) for _ in range(2)]
     assert pages[0] == pages[1]
 
 

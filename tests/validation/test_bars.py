@@ -8,7 +8,7 @@ import pytest
 
 from traces.errors import ConfigError
 from validation.bars import Bars, judge, load_bars
-from validation.samples import COMPARED
+from validation.compared import COMPARED
 from validation.scorecard import MetricErrors, Scorecard, Statistic
 
 

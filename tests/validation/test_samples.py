@@ -11,12 +11,12 @@ from fake_bundles import BLOCKS, fake_bundle
 
 from traces.bundle import Bundle, Manifest, read_bundle, write_bundle
 from validation.pairing import pair
-from validation.samples import samples, view
+from validation.samples import View
 from validation.series import in_flight, over_steps
 
 
 def whole(bundle: Bundle, rows: int | None = None) -> dict[str, np.ndarray]:
-    return samples(view(bundle, np.arange(rows or len(bundle.requests))))
+    return View(bundle, np.arange(rows or len(bundle.requests))).values
 
 
 def client(path: Path) -> Bundle:
@@ -64,8 +64,8 @@ def test_engine_gaps_add_up_to_the_decode_time(tmp_path: Path) -> None:
 def test_only_the_compared_requests_count(tmp_path: Path) -> None:
     measured = fake_bundle(tmp_path / "m", requests=30, warmups=10)
     pairing = pair(measured, fake_bundle(tmp_path / "s", requests=30, warmups=10))
-    seen = view(measured, pairing.measured)
-    values = samples(seen)
+    seen = View(measured, pairing.measured)
+    values = seen.values
     all_values = whole(measured)
     assert len(values["ttft"]) == 30
     np.testing.assert_array_equal(values["ttft"], all_values["ttft"][10:])
@@ -107,7 +107,7 @@ def test_kv_use_needs_the_capacity(tmp_path: Path) -> None:
 
 def test_in_flight_keeps_the_area_under_the_curve(tmp_path: Path) -> None:
     bundle = fake_bundle(tmp_path / "b", requests=50)
-    seen = view(bundle, np.arange(50))
+    seen = View(bundle, np.arange(50))
     series = in_flight(seen, points=37)
     width = (seen.last_s - seen.first_s) / 37
     assert (series.value * width).sum() == pytest.approx(whole(bundle)["e2e"].sum())
@@ -116,7 +116,7 @@ def test_in_flight_keeps_the_area_under_the_curve(tmp_path: Path) -> None:
 
 def test_steps_over_time_average_within_an_interval(tmp_path: Path) -> None:
     bundle = fake_bundle(tmp_path / "b", requests=50)
-    seen = view(bundle, np.arange(50))
+    seen = View(bundle, np.arange(50))
     (mean,) = over_steps(seen, "batch_size", points=1).value  # type: ignore[union-attr]
     assert mean == pytest.approx(whole(bundle)["batch_size"].mean())
     kv = over_steps(seen, "kv_use", points=60)
