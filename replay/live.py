@@ -25,7 +25,7 @@ from replay.live_bundle import LATE_S, live_bundle
 from replay.prompts import FIRST_ID, PromptMaker
 from traces.bundle import Bundle, claim_directory
 from traces.errors import CaptureError, ConfigError
-from traces.workload import Workload, first_requests, load_workload, scale_rate
+from traces.workload import WARM_UP, Workload, first_requests, load_workload, scale_rate
 
 DEFAULT_VOCAB_SIZE = 8000  # smaller than any served model's; an id beyond it is refused
 PREPARE_S = 0.05  # the prompt is made this long before it is due
@@ -184,7 +184,7 @@ class _Client:
         await asyncio.gather(
             *(
                 self._send(
-                    Sent(f"warmup-{k}", None, self._prompt[i], self._output[i], time.monotonic())
+                    Sent(f"{WARM_UP}{k}", None, self._prompt[i], self._output[i], time.monotonic())
                 )
                 for k, i in enumerate(rows)
             )

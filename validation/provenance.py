@@ -9,7 +9,7 @@ from typing import Any
 from traces.bundle import Bundle
 from traces.digest import text_digest
 from traces.errors import TraceError
-from validation.pairing import WARM_UP
+from traces.workload import WARM_UP
 
 
 def describe(bundle: Bundle, digest: str) -> dict[str, Any]:
