@@ -268,18 +268,29 @@ def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
 @click.option("--url", required=True, help="Base URL, as http://host:8000.")
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the client's bundle.")
 @click.option("--model", help="Name to ask for (default: the first one served).")
-@click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), help="Closed loop with N (sessions) in flight."
+)
+@click.option("--sessions", is_flag=True, help="A turn leaves when its session has thought.")
 @click.option("--rate-scale", type=click.FloatRange(0, min_open=True), default=1.0)
 @click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
+@click.option("--bench-json", type=ANY_PATH, help="Also as vllm bench serve's result file.")
 @click.option("--warmup", type=click.IntRange(0), default=0, help="Requests sent before the rest.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the token ids.")
 @click.option("--vocab-size", type=int, help="Token ids stay below this.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
-def live(workload: Path, out: Path, rate_scale: float, limit: int | None, **options: Any) -> None:
+def live(
+    workload: Path, out: Path, rate_scale: float, limit: int | None, bench_json: Path | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Send WORKLOAD to a real OpenAI-compatible endpoint and record what the client sees."""
     from replay.live import LiveOptions, run_live
 
     bundle = run_live(workload, out, LiveOptions(**options), rate_scale=rate_scale, limit=limit)
+    if bench_json is not None:
+        from traces.bench_result import write_bench_result
+
+        write_bench_result(bundle, bench_json)
     click.echo(f"sent {len(bundle.requests)} requests: {out}", err=True)
 
 
@@ -322,6 +333,19 @@ def compare(scorecards: tuple[Path, ...], out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
+@click.option("--out", required=True, type=ANY_PATH, help="JSON file (.gz: compressed).")
+def timeline(bundles: tuple[Path, ...], out: Path) -> None:
+    """Write one of BUNDLES, or two side by side on one clock, for ui.perfetto.dev."""
+    from reports.timeline import write_timeline
+
+    if len(bundles) > 2:
+        raise click.UsageError(f"one or two bundles, not {len(bundles)}")
+    events = write_timeline(bundles, out)
+    click.echo(f"{events:,} events: {out} (open it at ui.perfetto.dev or chrome://tracing)")
+
+
+@main.command()
 @click.argument("groups", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", type=ANY_PATH, help="File to keep the numbers in, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the summary.")
@@ -357,6 +381,34 @@ def decisions(directory: Path, out: Path, slos: tuple[str, ...]) -> None:
         console.print(table)
         console.print()
     click.echo(sentence(found))
+
+
+@main.command()
+@click.argument("workload", type=ANY_PATH)
+@click.option("--sweep", required=True, type=ANY_PATH, help="What to vary, hold and rank: YAML.")
+@click.option(
+    "--out", required=True, type=ANY_PATH, help="Directory; a killed sweep goes on in it."
+)
+@click.option("--operators", type=DIRECTORY, help="Operator profile (overrides the deployments').")
+@click.option("--error", type=ANY_PATH, help="Scorecard of the base: how far to trust differences.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes (default: one a core).")
+@click.option("--backend", default="local", show_default=True, help="local, or ray.")
+@click.option("--address", help="--backend ray: the cluster (default: Ray on this machine).")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
+def whatif(
+    workload: Path, sweep: Path, out: Path, error: Path | None, jobs: int | None, **options: Any
+) -> None:
+    """Replay WORKLOAD in many deployments; which is best under SLOs and constraints?"""
+    from joblib import cpu_count
+
+    from replay.whatif.run import run_whatif
+    from reports.whatif import print_whatif, read_known_error, report_whatif
+
+    known = read_known_error(error) if error is not None else None
+    run_whatif(workload, sweep, out, jobs=jobs or cpu_count(), **options)
+    found = report_whatif(out, known)
+    print_whatif(found, out)
+    sys.exit(0 if found.feasible else 2)
 
 
 @main.command()

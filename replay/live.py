@@ -1,8 +1,9 @@
 """``frontier live``: send a workload to a real endpoint, record what a client sees.
 
 Open loop: each request leaves at its own arrival time whatever the server does; what left
-late is counted. Closed loop: a fixed number in flight. In scope: /v1/completions with token
-ids as prompt, streamed. Out of scope: text, chat templates, retries.
+late is counted. Closed loop: a fixed number in flight. Sessions: a turn leaves its think
+time after the answer before it. In scope: /v1/completions with token ids as prompt,
+streamed. Out of scope: text, chat templates, retries.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from replay.live_bundle import LATE_S, live_bundle
+from replay.live_pace import (
+    PREPARE_S,
+    Heartbeat,
+    closed_loop,
+    open_loop,
+    session_loop,
+    sessions_of,
+)
 from replay.prompts import FIRST_ID, PromptMaker
 from traces.bundle import Bundle, claim_directory
 from traces.errors import CaptureError, ConfigError
-from traces.workload import Workload, first_requests, load_workload, scale_rate
+from traces.workload import WARM_UP, Workload, first_requests, load_workload, scale_rate
 
 DEFAULT_VOCAB_SIZE = 8000  # smaller than any served model's; an id beyond it is refused
-PREPARE_S = 0.05  # the prompt is made this long before it is due
-START_S = 0.2  # from the end of the warm-up to the workload's zero
 READ_BUFFER_BYTES = 1 << 22  # one event may repeat the whole prompt
 
 
@@ -53,11 +60,12 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LiveOptions:
-    """How to send; ``concurrency`` None is open loop."""
+    """How to send; ``concurrency`` None is open loop, of sessions where ``sessions``."""
 
     url: str
     model: str | None = None
     concurrency: int | None = None
+    sessions: bool = False
     warmup: int = 0
     seed: int = 0
     vocab_size: int | None = None
@@ -109,6 +117,11 @@ class _Client:
         self._output = requests.column("output_tokens").to_pylist()
         has_priority = "priority" in requests.column_names
         self._priority = requests.column("priority").to_pylist() if has_priority else None
+        self._sessions = sessions_of(requests) if options.sessions else None
+        has_think = "think_s" in requests.column_names
+        nothing: list[float | None] = [None] * len(requests)
+        self._think_s = requests.column("think_s").to_pylist() if has_think else nothing
+        self._heart, self._unsent = Heartbeat(), 0
         self.sent: list[Sent] = []
         self._done: Callable[[], None] = lambda: None
 
@@ -124,7 +137,7 @@ class _Client:
                 task = progress.add_task("requests finished", total=total)
                 self._done = lambda: progress.advance(task)
                 await self._warm_up()
-                await (self._closed_loop() if self._options.concurrency else self._open_loop())
+                await self._pace()
 
     def notes(self) -> dict[str, Any]:
         """Counts for the manifest; zero counts are left out."""
@@ -134,10 +147,12 @@ class _Client:
             "url path": "/v1/completions",
             "temperature": self._options.temperature,
             "token ids below": self._vocab_size,
-            "loop": f"closed, {self._options.concurrency}" if self._options.concurrency else "open",
+            "loop": self._loop(),
             "warm-up requests": self._options.warmup,
             "sent late": len(late),
             "latest in seconds": round(max(late, default=0.0), 4),
+            "client behind by, p99 in seconds": round(self._heart.p99_s(), 4),
+            "turns not sent, one before them failed": self._unsent,
             "failed": dict(Counter(s.error for s in self.sent if s.status == "failed")),
             "prompt length differs at the server": sum(
                 s.server_prompt_tokens != s.prompt_tokens for s in served
@@ -148,6 +163,11 @@ class _Client:
             "prompt blocks due before their answer": self._prompts.unanswered,
         }
         return {k: v for k, v in notes.items() if v not in (0, 0.0, {})}
+
+    def _loop(self) -> str:
+        concurrency = self._options.concurrency
+        loop = f"closed, {concurrency}" if concurrency else "open"
+        return f"{loop}, sessions" if self._options.sessions else loop
 
     async def _ask_server(self) -> None:
         url = f"{self._url}/v1/models"
@@ -184,28 +204,30 @@ class _Client:
         await asyncio.gather(
             *(
                 self._send(
-                    Sent(f"warmup-{k}", None, self._prompt[i], self._output[i], time.monotonic())
+                    Sent(f"{WARM_UP}{k}", None, self._prompt[i], self._output[i], time.monotonic())
                 )
                 for k, i in enumerate(rows)
             )
         )
 
-    async def _open_loop(self) -> None:
-        zero_s = time.monotonic() + START_S - self._arrival_s[0]
-        async with asyncio.TaskGroup() as tasks:
-            for row, arrival_s in enumerate(self._arrival_s):
-                due_s = zero_s + arrival_s
-                await asyncio.sleep(due_s - PREPARE_S - time.monotonic())
-                tasks.create_task(self._send(self._of_row(row, due_s)))
+    async def _pace(self) -> None:
+        """Send all rows as the options say."""
+        rows, concurrency = len(self._ids), self._options.concurrency
+        async with self._heart.beating():
+            if self._sessions is not None:
+                self._unsent = await session_loop(
+                    self._send_row, self._sessions, self._arrival_s, self._think_s, concurrency
+                )
+            elif concurrency is not None:
+                await closed_loop(self._send_row, rows, concurrency)
+            else:
+                await open_loop(self._send_row, self._arrival_s)
 
-    async def _closed_loop(self) -> None:
-        rows = iter(range(len(self._ids)))
-
-        async def worker() -> None:
-            for row in rows:
-                await self._send(self._of_row(row, time.monotonic()))
-
-        await asyncio.gather(*(worker() for _ in range(self._options.concurrency or 1)))
+    async def _send_row(self, row: int, due_s: float) -> bool:
+        sent = self._of_row(row, due_s)
+        await asyncio.sleep(due_s - PREPARE_S - time.monotonic())
+        await self._send(sent)
+        return sent.status == "finished"
 
     def _of_row(self, row: int, due_s: float) -> Sent:
         return Sent(self._ids[row], row, self._prompt[row], self._output[row], due_s)

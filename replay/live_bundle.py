@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from replay.live import Sent
 
 LATE_S = 0.010
+OVERLOAD_SHARE = 0.01  # of the requests left late
 # of the workload, kept as they are: the client's bundle is a workload again
 KEPT = ("session_id", "turn", "think_s", "priority", "block_hashes")
 
@@ -44,10 +45,28 @@ def live_bundle(
         seed=seed,
         notes={"workload": Path(workload.source).name, "live": notes},
     )
+    _say_overload(notes, len(order))
+    return write_bundle(out, manifest, {"requests": _requests(workload, order, zero_s)})
+
+
+def _say_overload(notes: dict[str, Any], sent: int) -> None:
+    """Tell on stderr if the load was not the one asked for, or its times not the server's."""
     if late := notes.get("sent late"):
         worst = notes["latest in seconds"] * 1e3
         print(f"frontier: {late} requests left late (worst {worst:.0f} ms)", file=sys.stderr)
-    return write_bundle(out, manifest, {"requests": _requests(workload, order, zero_s)})
+        if late > OVERLOAD_SHARE * sent:
+            print(
+                f"frontier: client overloaded: {late / sent:.0%} of the requests left late, the "
+                "load was lighter than the workload's",
+                file=sys.stderr,
+            )
+    behind_s = notes.get("client behind by, p99 in seconds", 0.0)
+    if behind_s > LATE_S:
+        print(
+            f"frontier: client overloaded: it ran {behind_s * 1e3:.0f} ms behind (p99), by which "
+            "times of tokens may be late",
+            file=sys.stderr,
+        )
 
 
 def _requests(workload: Workload, sent: Sequence[Sent], zero_s: float) -> pa.Table:

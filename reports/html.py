@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from reports import words
@@ -58,14 +58,7 @@ def html(scorecard: Scorecard, views: Sequence[View], judgements: Sequence[Judge
         "By percentile": [percentile_chart] if percentile_chart else [],
     }
     scripts = {"plotly": get_plotlyjs(), "report": (TEMPLATES / "report.js").read_text()}
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         card=scorecard,
         words=words,
         ladder_rows=rows(scorecard) if ladder else [],
@@ -81,8 +74,20 @@ def html(scorecard: Scorecard, views: Sequence[View], judgements: Sequence[Judge
         formulas=[m.metric for m in scorecard.metrics.values()],
         scripts=scripts,
         style=(TEMPLATES / "report.css").read_text(),
-        hashes=[_script_hash(text) for text in scripts.values()],
+        hashes=[script_hash(text) for text in scripts.values()],
     )
+
+
+def template(name: str) -> Template:
+    """A page's template, which escapes what it is given."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def embedded(data: Any) -> str:
@@ -93,7 +98,8 @@ def embedded(data: Any) -> str:
     return text
 
 
-def _script_hash(text: str) -> str:
+def script_hash(text: str) -> str:
+    """What a content security policy knows an inline script by."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 

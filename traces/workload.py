@@ -27,6 +27,7 @@ DEMAND_COLUMNS = (
     "priority", "block_hashes",
 )  # fmt: skip
 BUNDLE = "bundle"
+WARM_UP = "warmup-"  # what ids of requests begin with that are sent but not judged
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from traces.bundle import Bundle
 from traces.errors import TraceError
-
-WARM_UP = "warmup-"
+from traces.workload import WARM_UP
 
 Rows = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from traces.bundle import Bundle
 from traces.digest import batches_of, table_digest, text_digest
 from traces.errors import TraceError
 from traces.schema import REQUESTS
-from validation.pairing import WARM_UP
+from traces.workload import WARM_UP
 
 
 def describe(bundle: Bundle, digest: str) -> dict[str, Any]:

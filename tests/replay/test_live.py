@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -11,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fake_server import FakeServer
 
 from replay.live import LiveOptions, run_live
+from traces.bench_result import write_bench_result
 from traces.bundle import Bundle, Manifest, read_bundle, write_bundle
 from traces.errors import CaptureError, ConfigError
+from traces.formats.vllm_bench import VLLMBench
 from traces.metrics import request_metrics
 
 FAULTS = ("http-500", "in-stream", "ends-early")
@@ -199,3 +203,85 @@ def test_ctrl_c_leaves_what_was_seen(tmp_path: Path, server: FakeServer) -> None
     assert [(r["request_id"], r["status"], r["output_tokens"]) for r in requests] == [
         ("quick", "finished", 3), ("slow", "unfinished", 1),
     ]  # fmt: skip
+
+
+SESSIONS: list[dict[str, Any]] = [
+    {"request_id": "a0", "session_id": "a", "turn": 0, "think_s": 0.0},
+    {"request_id": "a1", "session_id": "a", "turn": 1, "think_s": 0.2, "arrival_s": 0.05},
+    {"request_id": "b0", "session_id": "b", "turn": 0, "arrival_s": 0.1},
+    {"request_id": "a2", "session_id": "a", "turn": 2, "think_s": 0.0, "arrival_s": 0.2},
+    {"request_id": "alone", "arrival_s": 0.3},
+]
+
+
+def test_a_turn_waits_for_the_answer_and_thinks(tmp_path: Path, server: FakeServer) -> None:
+    server.token_s = 0.1  # an answer takes longer than the workload's pauses
+    bundle = live(tmp_path, server, SESSIONS, sessions=True)
+    found = {row["request_id"]: row for row in bundle.requests.to_pylist()}
+    assert set(found) == {row["request_id"] for row in SESSIONS}
+    for before, after, think_s in (("a0", "a1", 0.2), ("a1", "a2", 0.0)):
+        pause_s = found[after]["arrival_s"] - found[before]["finished_s"]
+        assert think_s <= pause_s < think_s + 0.1
+        assert found[after]["sent_s"] >= found[after]["arrival_s"]
+    for name, arrival_s in (("b0", 0.1), ("alone", 0.3)):
+        assert found[name]["arrival_s"] - found["a0"]["arrival_s"] == pytest.approx(arrival_s)
+    assert bundle.manifest.notes["live"]["loop"] == "open, sessions"
+
+
+def test_sessions_in_a_closed_loop(tmp_path: Path, server: FakeServer) -> None:
+    rows = [row | {"think_s": 0.01} for row in SESSIONS]
+    bundle = live(tmp_path, server, rows, sessions=True, concurrency=1)
+    assert [got["id"] for got in server.got] == ["a0", "a1", "a2", "b0", "alone"]
+    assert server.most_in_flight == 1
+    assert bundle.manifest.notes["live"]["loop"] == "closed, 1, sessions"
+
+
+def test_a_session_ends_with_a_turn_that_fails(tmp_path: Path, server: FakeServer) -> None:
+    rows = [row | {"request_id": row["request_id"].replace("a1", "http-500")} for row in SESSIONS]
+    bundle = live(tmp_path, server, rows, sessions=True)
+    assert sorted(bundle.requests["request_id"].to_pylist()) == ["a0", "alone", "b0", "http-500"]
+    assert bundle.manifest.notes["live"]["turns not sent, one before them failed"] == 1
+
+
+def test_a_workload_without_sessions_has_none_to_send(tmp_path: Path, server: FakeServer) -> None:
+    with pytest.raises(ConfigError, match=r"^--sessions: the workload has no sessions"):
+        live(tmp_path, server, [{}], sessions=True)
+
+
+def test_a_client_that_cannot_keep_up_says_so(
+    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.max_model_len = None
+    live(tmp_path, server, [{"prompt_tokens": 40_000}] * 40)
+    said = capsys.readouterr().err
+    assert re.search(r"client overloaded: \d+% of the requests left late, the load was", said)
+    assert re.search(r"client overloaded: it ran \d+ ms behind \(p99\)", said)
+
+
+def test_the_result_file_of_vllm_bench(tmp_path: Path, server: FakeServer) -> None:
+    """Read back, its requests are the bundle's; its figures are those of the bundle's metrics."""
+    server.token_s = 0.01
+    rows = [{"arrival_s": 0.02 * i, "output_tokens": 1 + i} for i in range(5)]
+    bundle = live(tmp_path, server, [*rows, {"request_id": "http-500", "arrival_s": 0.2}], warmup=2)
+    file = tmp_path / "bench.json"
+    write_bench_result(bundle, file)
+    result = json.loads(file.read_text())
+    assert (result["num_prompts"], result["completed"], result["failed"]) == (6, 5, 1)
+    metrics = request_metrics(bundle)
+    kept = [not i.startswith("warmup-") for i in bundle.requests["request_id"].to_pylist()]
+    for name, key in (("ttft", "ttft"), ("tpot", "tpot"), ("e2e", "e2el")):
+        values = metrics[name][kept]
+        values = values[np.isfinite(values) & np.isfinite(metrics["e2e"][kept])] * 1e3
+        assert result[f"mean_{key}_ms"] == pytest.approx(values.mean())
+        assert result[f"p99_{key}_ms"] == pytest.approx(np.percentile(values, 99))
+    assert result["output_throughput"] == pytest.approx(15 / result["duration"])
+    _, tables = VLLMBench().read_bundle(file)
+    mine = bundle.requests.filter(pa.array(kept))
+    for name in ("sent_s", "first_token_s", "finished_s"):
+        here, there = (
+            t[name].to_numpy(zero_copy_only=False)[
+                [s == "finished" for s in t["status"].to_pylist()]
+            ]
+            for t in (mine, tables["requests"])
+        )
+        assert there - there[0] == pytest.approx(here - here[0], abs=1e-9)
