@@ -18,17 +18,17 @@ from traces.errors import CaptureError, ConfigError, TraceError
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="A bundle for each run: OUT/launch0/repeat0/m2-b48.")  # fmt: skip
 @click.option("--layers", type=click.IntRange(1), default=4)
-@click.option("--hidden", type=click.IntRange(8), default=512)
-@click.option("--heads", type=click.IntRange(1), default=8)
-@click.option("--kv-heads", type=click.IntRange(1), default=8)
+@click.option("--hidden", type=click.IntRange(8), default=256)
+@click.option("--heads", type=click.IntRange(1), default=4)
+@click.option("--kv-heads", type=click.IntRange(1), default=4)
 @click.option("--head-dim", type=click.IntRange(2), default=64)
-@click.option("--experts", type=click.IntRange(1), default=16)
+@click.option("--experts", type=click.IntRange(1), default=8)
 @click.option("--top-k", type=click.IntRange(1), default=2)
 @click.option("--inter", type=click.IntRange(1), default=512, help="Width of one expert.")
 @click.option("--vocab", type=click.IntRange(2), default=2048)
-@click.option("--batch", type=click.IntRange(1), default=48, help="Requests of a run.")
-@click.option("--prompt", type=click.IntRange(1), default=192, help="Tokens of a prompt.")
-@click.option("--output", type=click.IntRange(2), default=40, help="Steps of a run.")
+@click.option("--batch", type=click.IntRange(1), default=192, help="Requests of a run.")
+@click.option("--prompt", type=click.IntRange(1), default=64, help="Tokens of a prompt.")
+@click.option("--output", type=click.IntRange(2), default=32, help="Steps of a run.")
 @click.option("--micro-batches", default="1,2,3,4", help="Numbers of micro-batches to run.")
 @click.option("--ffn-ranks", type=click.IntRange(1, 2), default=1)
 @click.option("--bandwidth-gb-s", type=click.FloatRange(0, min_open=True),
@@ -37,7 +37,7 @@ from traces.errors import CaptureError, ConfigError, TraceError
 @click.option("--shared-weights", is_flag=True,
               help="All micro-batches use one copy of the weights, which stay cached.")  # fmt: skip
 @click.option("--launches", type=click.IntRange(1), default=3)
-@click.option("--repeats", type=click.IntRange(1), default=3, help="Of every run, interleaved.")
+@click.option("--repeats", type=click.IntRange(1), default=4, help="Of every run, interleaved.")
 @click.option("--seed", type=int, default=0)
 def main(
     out: Path, layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, experts: int,

@@ -57,11 +57,12 @@ class AttentionRank:
     def _step(self, step: int, parts: list[Part], record: Record) -> None:
         now, layers, sequence = time.perf_counter_ns, self.shape.layers, self.sequence
         first = step * len(parts)
+        row_bytes = (self.shape.hidden + 2 * self.shape.top_k) * ROW_BYTES
         for layer in range(layers + 1):
             sequence += 1
             for b, part in enumerate(parts):
                 if layer:
-                    self._await(b, part, sequence - 1)
+                    self._await(b, sequence - 1)
                 start_ns = now()
                 copy = (first + b) % self.launch.copies
                 if layer:
@@ -75,18 +76,18 @@ class AttentionRank:
                 chosen, shares, normed = self._attention(layer, copy, part)
                 self._fill(b, part, chosen, shares, normed)
                 experts = chosen.flatten().bincount(minlength=self.shape.experts).tolist()
+                sent = [
+                    self.links[rank].send(self.boxes[rank][0][b], sequence, len(rows), row_bytes)
+                    for rank, rows in enumerate(part.sent)
+                ]
                 end_ns = now()
                 record.stamps.append(Stamp(step, layer, b, "attention", start_ns, end_ns))
-                for rank in range(self.launch.ffn_ranks):
-                    rows = len(part.sent[rank])
-                    size = rows * (self.shape.hidden + 2 * self.shape.top_k) * ROW_BYTES
-                    times = self.links[rank].send(end_ns, size)
-                    self.boxes[rank][0][b].post(sequence, rows, times[1])
-                    record.stamps.append(Stamp(step, layer, b, "a2f", *times, size))
+                for transfer in sent:
+                    record.stamps.append(transfer.stamp(step, layer, b, "a2f"))
                 record.experts.append((step, b, layer, experts))
         self.sequence = sequence
 
-    def _await(self, b: int, part: Part, sequence: int) -> None:
+    def _await(self, b: int, sequence: int) -> None:
         for rank in range(self.launch.ffn_ranks):
             self.boxes[rank][1][b].wait(sequence)
 

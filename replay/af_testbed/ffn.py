@@ -39,6 +39,7 @@ class FFNRank:
 
     def _step(self, step: int, micro_batches: int, record: Record) -> None:
         now, first, sequence = time.perf_counter_ns, step * micro_batches, self.sequence
+        row_bytes = self.launch.model.hidden * ROW_BYTES
         for layer in range(self.launch.model.layers):
             sequence += 1
             for b in range(micro_batches):
@@ -50,10 +51,7 @@ class FFNRank:
                     weights, box.x[:rows], box.chosen[:rows].long(), box.shares[:rows],
                     self.experts.start,
                 )  # fmt: skip
-                end_ns = now()
-                size = rows * self.launch.model.hidden * ROW_BYTES
-                times = self.link.send(end_ns, size)
-                back.post(sequence, rows, times[1])
-                record.stamps.append(Stamp(step, layer, b, "ffn", start_ns, end_ns))
-                record.stamps.append(Stamp(step, layer, b, "f2a", *times, size))
+                sent = self.link.send(back, sequence, rows, row_bytes)
+                record.stamps.append(Stamp(step, layer, b, "ffn", start_ns, now()))
+                record.stamps.append(sent.stamp(step, layer, b, "f2a"))
         self.sequence = sequence + 1  # attention closes the step in one more turn

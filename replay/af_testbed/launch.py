@@ -19,6 +19,13 @@ from replay.af_testbed.stamps import Record
 from traces.errors import CaptureError
 
 SHARED_MEMORY = Path("/dev/shm")
+# one thread; and memory that is freed stays with the process, whose steps would otherwise
+# take page faults that no two runs share
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
+}
 
 
 def cores_for(ranks: int) -> list[int]:
@@ -40,7 +47,7 @@ class Engine:
         from replay.af_testbed.wire import memory_size
 
         context = multiprocessing.get_context("spawn")
-        os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+        os.environ.update(ENVIRONMENT)  # read when a process starts
         with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY) as file:
             file.truncate(memory_size(self.launch))
             for rank, core in enumerate(self.cores):

@@ -10,15 +10,15 @@ from typing import Any
 class ModelShape:
     """A Qwen3-MoE decoder: every layer has routed experts and none is shared."""
 
-    layers: int = 4
-    hidden: int = 512
-    heads: int = 8
-    kv_heads: int = 8
-    head_dim: int = 64
-    experts: int = 16
-    top_k: int = 2
-    inter: int = 512
-    vocab: int = 2048
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    top_k: int
+    inter: int
+    vocab: int
     seed: int = 0
 
     def config(self, max_len: int) -> dict[str, Any]:
