@@ -67,7 +67,8 @@ class MeasuredRun:
         """The model of one of its steps."""
         layers = self.durations.shape[2] - 1
         strategy = create_strategy(self.policy)
-        return Pipeline(strategy, layers, len(self.sizes), self.lanes, latency_ps=self.latency_ps)
+        late = {stage: [ps] * self.lanes.ffn for stage, ps in self.latency_ps.items()}
+        return Pipeline(strategy, layers, len(self.sizes), self.lanes, latency_ps=late)
 
 
 def read_runs(root: Path) -> list[MeasuredRun]:

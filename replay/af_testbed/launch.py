@@ -9,6 +9,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -76,11 +77,14 @@ class Engine:
                 process.terminate()
                 process.join()
 
-    def run(self, run: Run) -> list[Record]:
-        """Records of the attention rank, then of each FFN rank. Raises CaptureError."""
+    def run(self, runs: Sequence[Run]) -> list[list[Record]]:
+        """By run, the records of the attention rank and of each FFN rank. Raises CaptureError.
+
+        The runs take turns, step by step.
+        """
         for pipe in self._pipes:
-            pipe.send(run)
-        return self._answers()
+            pipe.send(runs)
+        return [list(ranks) for ranks in zip(*self._answers(), strict=True)]
 
     def _answers(self) -> list[Any]:
         answers = []
@@ -96,9 +100,8 @@ class Engine:
 
 
 def warm(engine: Engine, runs: Sequence[Run], output: int = 4) -> None:
-    """Run each shape for a few steps: code is loaded, memory touched, buffers grown."""
-    for run in runs:
-        engine.run(Run(run.batch, run.micro_batches, run.prompt, output, run.spread, run.seed))
+    """Some steps of each run: code is loaded, memory touched, buffers grown."""
+    engine.run([replace(run, output=output) for run in runs])
 
 
 def _serve(pipe: Connection, launch: Launch, memory_file: str, rank: int, core: int) -> None:

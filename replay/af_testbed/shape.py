@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,3 +113,16 @@ class Run:
         small, larger = divmod(self.batch, count)
         ends = [small * (i + 1) + min(i + 1, larger) for i in range(count)]
         return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def turns(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """Steps of runs in turn, as (step, run): what drifts on the machine meets all runs alike.
+
+    In each round every run makes its next step, in an order of that round.
+
+    >>> list(turns([Run(1, 1, 1, output=2), Run(1, 1, 1, output=1)]))
+    [(0, 1), (0, 0), (1, 0)]
+    """
+    for step in range(max(run.output for run in runs)):
+        order = random.Random(f"round {step}").sample(range(len(runs)), len(runs))
+        yield from ((step, i) for i in order if step < runs[i].output)

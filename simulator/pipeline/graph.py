@@ -71,8 +71,8 @@ class Pipeline:
     ``kinds`` gives each layer's line in the durations, and a last one for what closes the
     step; by default every layer has its own. ``durations``, int64 picoseconds of shape
     ``(stages, kinds, micro_batches, lanes)`` with ``STAGES`` in order, is the caller's to
-    fill: ``evaluate`` reads it in place. ``latency_ps`` of a stage is how long after the stage
-    its data arrive; its resource is free meanwhile.
+    fill: ``evaluate`` reads it in place. ``latency_ps`` of a stage is how long after it its data
+    arrive, by lane; its resource is free meanwhile.
     """
 
     def __init__(
@@ -82,20 +82,25 @@ class Pipeline:
         micro_batches: int,
         lanes: Lanes = ONE_EACH,
         kinds: Sequence[int] | None = None,
-        latency_ps: Mapping[Stage, int] | None = None,
+        latency_ps: Mapping[Stage, Sequence[int]] | None = None,
     ) -> None:
         self.strategy, self.lanes = strategy, lanes
         self.layers, self.micro_batches = layers, micro_batches
         self.kinds = tuple(range(layers + 1)) if kinds is None else tuple(kinds)
         shape = (len(STAGES), max(self.kinds) + 1, micro_batches, max(lanes[:2]))
-        self.latency_ps = dict(latency_ps or {})
-        delays = {stage: ps for stage, ps in self.latency_ps.items() if ps}
+        self.latency_ps = {stage: tuple(late) for stage, late in (latency_ps or {}).items()}
+        delays = {
+            (stage, lane): ps
+            for stage, late in self.latency_ps.items()
+            for lane, ps in enumerate(late)
+            if ps
+        }
         filled = int(np.prod(shape))
         # behind the durations: none, for joints, and the latencies
         self._costs = np.array([0] * (filled + 1) + list(delays.values()), np.int64)
         self.durations: Picoseconds = self._costs[:filled].reshape(shape)
         self._nothing = filled
-        self._delays = {stage: filled + 1 + i for i, stage in enumerate(delays)}
+        self._delays = {late: filled + 1 + i for i, late in enumerate(delays)}
         self.work: list[Placed] = []
         self._pieces: list[tuple[int, int, int]] = []
         self._build()
@@ -103,6 +108,7 @@ class Pipeline:
         self._ends = np.zeros(len(self._pieces) + 1, np.int64)
         self._record = np.zeros(1, Record.dtype)
         self._record["pieces"] = len(self._pieces)
+        self._record["kinds"], self._record["lanes"] = shape[1], shape[3]
         for key, array in (
             ("pieces_at", self._array), ("costs_at", self._costs), ("ends_at", self._ends)
         ):  # fmt: skip
@@ -151,8 +157,8 @@ class Pipeline:
                 )
                 piece = self._add(last.get((resource, lane), START), data, int(cost))
                 last[resource, lane] = arrived = piece
-                if work.stage in self._delays:
-                    arrived = self._add(piece, piece, self._delays[work.stage])
+                if (delay := self._delays.get((work.stage, lane))) is not None:
+                    arrived = self._add(piece, piece, delay)
                 done[work].append(arrived)
                 self.work.append(Placed(work, lane, resource, piece, arrived, fed))
         self._joined(list(last.values()))

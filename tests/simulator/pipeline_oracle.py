@@ -7,7 +7,7 @@ there. Nothing here knows of the recurrence: stages, lanes and data are spelled 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from simulator.pipeline import Lanes, Strategy, Work
 
@@ -38,7 +38,7 @@ def play(
     micro_batches: int,
     lanes: Lanes,
     duration_ps: Callable[[Work, int], int],
-    latency_ps: Mapping[str, int],
+    latency_ps: Mapping[str, Sequence[int]],
 ) -> dict[Key, tuple[int, int]]:
     """Start and end of every piece."""
     programs: dict[tuple[str, int], list[Key]] = {}
@@ -72,7 +72,7 @@ def play(
     start_what_can(0)
     while heap:
         now, _, resource, key = heapq.heappop(heap)
-        late = latency_ps.get(key[0].stage, 0)
+        late = latency_ps[key[0].stage][key[1]] if key[0].stage in latency_ps else 0
         if resource is not None:
             busy[resource] = False
             place[resource] += 1
