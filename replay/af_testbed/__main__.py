@@ -23,7 +23,7 @@ from traces.errors import CaptureError, ConfigError, TraceError
 @click.option("--head-dim", type=click.IntRange(2), default=64)
 @click.option("--experts", type=click.IntRange(1), default=8)
 @click.option("--top-k", type=click.IntRange(1), default=2)
-@click.option("--inter", type=click.IntRange(1), default=512, help="Width of one expert.")
+@click.option("--inter", type=click.IntRange(1), default=768, help="Width of one expert.")
 @click.option("--vocab", type=click.IntRange(2), default=2048)
 @click.option("--batch", type=click.IntRange(1), default=192, help="Requests of a run.")
 @click.option("--prompt", type=click.IntRange(1), default=64, help="Tokens of a prompt.")

@@ -18,9 +18,9 @@ from traces.errors import CaptureError
 
 torch = pytest.mark.vllm  # comes with it
 SHAPE = ModelShape(
-    layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, experts=8, top_k=2, inter=48, vocab=128
+    layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, experts=8, top_k=2, inter=48, vocab=128
 )
-RUN = Run(batch=7, micro_batches=1, prompt=12, output=8, spread=6)
+RUN = Run(batch=5, micro_batches=1, prompt=10, output=6, spread=6)
 
 
 def launch(ranks: int = 1, wire: Wire = Wire(), copies: int = 3) -> Launch:  # noqa: B008
@@ -42,7 +42,7 @@ def truth() -> tuple[list[list[int]], dict[tuple[int, int], Counter[int]]]:
             for layer, count in enumerate(layers):
                 experts.setdefault((step, layer), Counter()).update(count)
     assert len({tuple(t) for t in tokens}) == RUN.batch
-    assert len({t for some in tokens for t in some}) > 15, "the model says one thing only"
+    assert len({t for some in tokens for t in some}) > 10, "the model says one thing only"
     return tokens, experts
 
 
@@ -75,10 +75,12 @@ def _check_bundle(out: Path, started: Launch, run: Run, records: list) -> None: 
     assert counts.to_dict() == {
         "attention": each, "a2f": ranks * each, "ffn": ranks * each, "f2a": ranks * each,
     }  # fmt: skip
-    rows = spans[spans["stage"] == "f2a"].groupby(["step", "layer"])["bytes"].sum() / 4 / 64
-    assert (rows >= spans["step"].map(lambda s: run.batch).iloc[0]).all()
-    steps = bundle.table("steps").to_pandas().set_index("step")
-    inside = spans.join(steps, on="step", rsuffix="_of_step")
+    back = spans[(spans["stage"] == "f2a") & (spans["step"] > 0)]
+    rows = back.groupby(["step", "layer"])["bytes"].sum() / (4 * SHAPE.hidden)
+    assert rows.between(run.batch, ranks * run.batch).all()
+    assert ranks == 1 or (rows < ranks * run.batch).any(), "every token went to both ranks"
+    steps = bundle.table("steps").to_pandas()
+    inside = spans.merge(steps, on="step", suffixes=("", "_of_step"))
     assert (inside["start_s"] >= inside["start_s_of_step"]).all()
     assert (inside["end_s"] <= inside["end_s_of_step"]).all()
 
