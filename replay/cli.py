@@ -365,6 +365,24 @@ def noise(groups: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
 
 
 @main.command()
+@click.argument("runs", type=DIRECTORY)
+@click.option("--out", type=ANY_PATH, help="File to keep the numbers in, as JSON.")
+def pipeline(runs: Path, out: Path | None) -> None:
+    """Hold the pipelined steps of the testbed's RUNS to the model of them."""
+    from rich.console import Console
+
+    from reports.pipelined import run_pipeline
+
+    tables, said = run_pipeline(runs, out)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    for table in tables:
+        console.print(table)
+        console.print()
+    for line in said:
+        click.echo(line)
+
+
+@main.command()
 @click.argument("directory", type=DIRECTORY)
 @click.option("--out", required=True, type=ANY_PATH, help="Directory of decisions.json and .md.")
 @click.option("--slo", "slos", multiple=True, metavar="METRIC.STATISTIC=NUMBER",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 
@@ -18,17 +17,17 @@ from traces.errors import CaptureError, ConfigError, TraceError
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="A bundle for each run: OUT/launch0/repeat0/m2-b48.")  # fmt: skip
 @click.option("--layers", type=click.IntRange(1), default=4)
-@click.option("--hidden", type=click.IntRange(8), default=512)
-@click.option("--heads", type=click.IntRange(1), default=8)
-@click.option("--kv-heads", type=click.IntRange(1), default=8)
+@click.option("--hidden", type=click.IntRange(8), default=256)
+@click.option("--heads", type=click.IntRange(1), default=4)
+@click.option("--kv-heads", type=click.IntRange(1), default=4)
 @click.option("--head-dim", type=click.IntRange(2), default=64)
-@click.option("--experts", type=click.IntRange(1), default=16)
+@click.option("--experts", type=click.IntRange(1), default=8)
 @click.option("--top-k", type=click.IntRange(1), default=2)
-@click.option("--inter", type=click.IntRange(1), default=512, help="Width of one expert.")
+@click.option("--inter", type=click.IntRange(1), default=768, help="Width of one expert.")
 @click.option("--vocab", type=click.IntRange(2), default=2048)
-@click.option("--batch", type=click.IntRange(1), default=48, help="Requests of a run.")
-@click.option("--prompt", type=click.IntRange(1), default=192, help="Tokens of a prompt.")
-@click.option("--output", type=click.IntRange(2), default=40, help="Steps of a run.")
+@click.option("--batch", type=click.IntRange(1), default=192, help="Requests of a run.")
+@click.option("--prompt", type=click.IntRange(1), default=64, help="Tokens of a prompt.")
+@click.option("--output", type=click.IntRange(2), default=32, help="Steps of a run.")
 @click.option("--micro-batches", default="1,2,3,4", help="Numbers of micro-batches to run.")
 @click.option("--ffn-ranks", type=click.IntRange(1, 2), default=1)
 @click.option("--bandwidth-gb-s", type=click.FloatRange(0, min_open=True),
@@ -37,7 +36,7 @@ from traces.errors import CaptureError, ConfigError, TraceError
 @click.option("--shared-weights", is_flag=True,
               help="All micro-batches use one copy of the weights, which stay cached.")  # fmt: skip
 @click.option("--launches", type=click.IntRange(1), default=3)
-@click.option("--repeats", type=click.IntRange(1), default=3, help="Of every run, interleaved.")
+@click.option("--repeats", type=click.IntRange(1), default=4, help="Of every run in a launch.")
 @click.option("--seed", type=int, default=0)
 def main(
     out: Path, layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, experts: int,
@@ -47,9 +46,9 @@ def main(
 ) -> None:  # fmt: skip
     """Run a small MoE decoder with attention and FFN in processes of their own.
 
-    Every launch starts the processes anew, warms each run, and then runs all of them
-    REPEATS times in turn, in an order that changes: with each number of micro-batches, and
-    with one micro-batch of every size those have.
+    Every launch starts the processes anew, warms up, and makes all runs REPEATS times: with
+    each number of micro-batches, and with one micro-batch of every size those have. The runs
+    of a repeat take turns step by step.
     """
     try:
         counts = _counts(micro_batches, batch)
@@ -106,19 +105,20 @@ def _launch(out: Path, launch: Launch, runs: list[Run], number: int, repeats: in
     with Engine(launch) as engine:
         warm(engine, runs)
         for repeat in range(repeats):
-            order = random.Random(f"{number} {repeat}").sample(runs, len(runs))
-            for run in order:
-                records = engine.run(run)
-                notes = {
-                    "launch": number, "repeat": repeat, "weight_copies": launch.copies,
-                    "cores": engine.cores,
-                }  # fmt: skip
-                folder = out / f"launch{number}" / f"repeat{repeat}"
+            found = engine.run(runs)
+            folder = out / f"launch{number}" / f"repeat{repeat}"
+            notes = {
+                "launch": number, "repeat": repeat, "weight_copies": launch.copies,
+                "cores": engine.cores,
+            }  # fmt: skip
+            said = []
+            for run, records in zip(runs, found, strict=True):
                 name = f"m{run.micro_batches}-b{run.batch}"
                 write_run(folder / name, launch, run, records, notes)
                 steps = records[0].steps[1:]
                 mean_ms = sum(b - a for a, b in steps) / len(steps) / 1e6
-                click.echo(f"{folder.name} {name}: {mean_ms:.2f} ms a step")
+                said.append(f"{name} {mean_ms:.2f}")
+            click.echo(f"launch {number}, repeat {repeat}, ms a step: {', '.join(said)}")
 
 
 if __name__ == "__main__":

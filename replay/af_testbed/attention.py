@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from mmap import mmap
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import rms_norm
 from replay.af_testbed import model
 from replay.af_testbed.disturbance import Meter
 from replay.af_testbed.part import Part, prompts_of
-from replay.af_testbed.shape import Launch, Run
+from replay.af_testbed.shape import Launch, Run, turns
 from replay.af_testbed.stamps import ROW_BYTES, Record, Stamp
 from replay.af_testbed.wire import Link, mailboxes
 
@@ -32,38 +33,40 @@ class AttentionRank:
         self.weights = [weights] + [[w.copy() for w in weights] for _ in range(launch.copies - 1)]
         self.embedding, self.head = model.embedding(shape), model.head(shape)
         self.cos, self.sin = model.rope_table(shape, launch.max_len)
-        cache = (shape.layers, launch.max_batch, shape.kv_heads, launch.max_len, shape.head_dim)
-        self.keys, self.values = torch.zeros(cache), torch.zeros(cache)
         self.meter = Meter(core)
         self.sequence = 0  # of the messages in each mailbox, the same for all
+        self.turn = 0  # micro-batches so far, of whole steps
 
-    def run(self, run: Run) -> Record:
-        """A step for the prompts, then one for each further token."""
-        record = Record(tokens=[[] for _ in range(run.batch)])
-        record.prompts = prompts_of(run, self.shape.vocab)
-        parts = [Part(record.prompts[a:b], a, b) for a, b in run.cut()]
-        for step in range(run.output):
+    def run(self, runs: Sequence[Run]) -> list[Record]:
+        """Each run: a step for the prompts, then one for each further token; runs in turn."""
+        records, parts = [], []
+        for run in runs:
+            prompts = prompts_of(run, self.shape.vocab)
+            records.append(Record(tokens=[[] for _ in prompts], prompts=prompts))
+            parts.append([Part(self.launch, prompts[a:b], a) for a, b in run.cut()])
+        for step, i in turns(runs):
+            record = records[i]
             self.meter.start()
             start_ns = time.perf_counter_ns()
-            self._step(step, parts, record)
+            self._step(step, parts[i], record)
             record.steps.append((start_ns, time.perf_counter_ns()))
             record.disturbances.append(self.meter.stop())
-            for part in parts:
-                for i, token in enumerate(part.next_tokens.tolist()):
-                    record.tokens[part.low + i].append(token)
+            for part in parts[i]:
+                for k, token in enumerate(part.next_tokens.tolist()):
+                    record.tokens[part.low + k].append(token)
                 part.advance()
-        return record
+        return records
 
     def _step(self, step: int, parts: list[Part], record: Record) -> None:
         now, layers, sequence = time.perf_counter_ns, self.shape.layers, self.sequence
-        first = step * len(parts)
+        row_bytes = (self.shape.hidden + 2 * self.shape.top_k) * ROW_BYTES
         for layer in range(layers + 1):
             sequence += 1
             for b, part in enumerate(parts):
                 if layer:
-                    self._await(b, part, sequence - 1)
+                    self._await(b, sequence - 1)
                 start_ns = now()
-                copy = (first + b) % self.launch.copies
+                copy = (self.turn + b) % self.launch.copies
                 if layer:
                     self._combine(b, part)
                 if layer == layers:
@@ -75,18 +78,18 @@ class AttentionRank:
                 chosen, shares, normed = self._attention(layer, copy, part)
                 self._fill(b, part, chosen, shares, normed)
                 experts = chosen.flatten().bincount(minlength=self.shape.experts).tolist()
+                sent = [
+                    self.links[rank].send(self.boxes[rank][0][b], sequence, len(rows), row_bytes)
+                    for rank, rows in enumerate(part.sent)
+                ]
                 end_ns = now()
                 record.stamps.append(Stamp(step, layer, b, "attention", start_ns, end_ns))
-                for rank in range(self.launch.ffn_ranks):
-                    rows = len(part.sent[rank])
-                    size = rows * (self.shape.hidden + 2 * self.shape.top_k) * ROW_BYTES
-                    times = self.links[rank].send(end_ns, size)
-                    self.boxes[rank][0][b].post(sequence, rows, times[1])
-                    record.stamps.append(Stamp(step, layer, b, "a2f", *times, size))
+                for transfer in sent:
+                    record.stamps.append(transfer.stamp(step, layer, b, "a2f"))
                 record.experts.append((step, b, layer, experts))
-        self.sequence = sequence
+        self.sequence, self.turn = sequence, self.turn + len(parts)
 
-    def _await(self, b: int, part: Part, sequence: int) -> None:
+    def _await(self, b: int, sequence: int) -> None:
         for rank in range(self.launch.ffn_ranks):
             self.boxes[rank][1][b].wait(sequence)
 
@@ -105,11 +108,10 @@ class AttentionRank:
         shape, weights = self.shape, self.weights[copy][layer]
         cos, sin = self.cos[part.positions, None], self.sin[part.positions, None]
         q, k, v = model.project(shape, weights, part.x, cos, sin)
-        keys = self.keys[layer, part.low : part.high]
-        values = self.values[layer, part.low : part.high]
+        keys, values = part.keys[layer], part.values[layer]
         keys[part.request, :, part.positions] = k
         values[part.request, :, part.positions] = v
-        n, queries, longest = part.high - part.low, part.queries, part.longest
+        n, queries, longest = len(keys), part.queries, part.longest
         if queries == 1:
             mixed = model.attend(
                 shape, q[:, None], keys[:, :, :longest], values[:, :, :longest],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from mmap import mmap
 
 from replay.af_testbed import model
 from replay.af_testbed.disturbance import Meter
-from replay.af_testbed.shape import Launch, Run
+from replay.af_testbed.shape import Launch, Run, turns
 from replay.af_testbed.stamps import ROW_BYTES, Record, Stamp
 from replay.af_testbed.wire import Link, mailboxes
 
@@ -24,36 +25,35 @@ class FFNRank:
         weights = [model.expert_weights(launch.model, i, self.experts) for i in layers]
         self.weights = [weights] + [[w.copy() for w in weights] for _ in range(launch.copies - 1)]
         self.meter = Meter(core)
-        self.sequence = 0
+        self.sequence = self.turn = 0
 
-    def run(self, run: Run) -> Record:
-        """As many steps as the run has."""
-        record = Record()
-        for step in range(run.output):
+    def run(self, runs: Sequence[Run]) -> list[Record]:
+        """The steps of all runs, in the order in which attention makes them."""
+        records = [Record() for _ in runs]
+        for step, i in turns(runs):
             self.meter.start()
             start_ns = time.perf_counter_ns()
-            self._step(step, len(run.cut()), record)
-            record.steps.append((start_ns, time.perf_counter_ns()))
-            record.disturbances.append(self.meter.stop())
-        return record
+            self._step(step, len(runs[i].cut()), records[i])
+            records[i].steps.append((start_ns, time.perf_counter_ns()))
+            records[i].disturbances.append(self.meter.stop())
+        return records
 
     def _step(self, step: int, micro_batches: int, record: Record) -> None:
-        now, first, sequence = time.perf_counter_ns, step * micro_batches, self.sequence
+        now, sequence = time.perf_counter_ns, self.sequence
+        row_bytes = self.launch.model.hidden * ROW_BYTES
         for layer in range(self.launch.model.layers):
             sequence += 1
             for b in range(micro_batches):
                 box, back = self.inbox[b], self.outbox[b]
                 rows = box.wait(sequence)
                 start_ns = now()
-                weights = self.weights[(first + b) % self.launch.copies][layer]
+                weights = self.weights[(self.turn + b) % self.launch.copies][layer]
                 back.x[:rows] = model.run_experts(
                     weights, box.x[:rows], box.chosen[:rows].long(), box.shares[:rows],
                     self.experts.start,
                 )  # fmt: skip
-                end_ns = now()
-                size = rows * self.launch.model.hidden * ROW_BYTES
-                times = self.link.send(end_ns, size)
-                back.post(sequence, rows, times[1])
-                record.stamps.append(Stamp(step, layer, b, "ffn", start_ns, end_ns))
-                record.stamps.append(Stamp(step, layer, b, "f2a", *times, size))
+                sent = self.link.send(back, sequence, rows, row_bytes)
+                record.stamps.append(Stamp(step, layer, b, "ffn", start_ns, now()))
+                record.stamps.append(sent.stamp(step, layer, b, "f2a"))
+        self.turn += micro_batches
         self.sequence = sequence + 1  # attention closes the step in one more turn

@@ -9,6 +9,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,13 @@ from replay.af_testbed.stamps import Record
 from traces.errors import CaptureError
 
 SHARED_MEMORY = Path("/dev/shm")
+# one thread; and memory that is freed stays with the process, whose steps would otherwise
+# take page faults that no two runs share
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
+}
 
 
 def cores_for(ranks: int) -> list[int]:
@@ -40,7 +48,7 @@ class Engine:
         from replay.af_testbed.wire import memory_size
 
         context = multiprocessing.get_context("spawn")
-        os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+        os.environ.update(ENVIRONMENT)  # read when a process starts
         with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY) as file:
             file.truncate(memory_size(self.launch))
             for rank, core in enumerate(self.cores):
@@ -69,11 +77,14 @@ class Engine:
                 process.terminate()
                 process.join()
 
-    def run(self, run: Run) -> list[Record]:
-        """Records of the attention rank, then of each FFN rank. Raises CaptureError."""
+    def run(self, runs: Sequence[Run]) -> list[list[Record]]:
+        """By run, the records of the attention rank and of each FFN rank. Raises CaptureError.
+
+        The runs take turns, step by step.
+        """
         for pipe in self._pipes:
-            pipe.send(run)
-        return self._answers()
+            pipe.send(runs)
+        return [list(ranks) for ranks in zip(*self._answers(), strict=True)]
 
     def _answers(self) -> list[Any]:
         answers = []
@@ -89,9 +100,8 @@ class Engine:
 
 
 def warm(engine: Engine, runs: Sequence[Run], output: int = 4) -> None:
-    """Run each shape for a few steps: code is loaded, memory touched, buffers grown."""
-    for run in runs:
-        engine.run(Run(run.batch, run.micro_batches, run.prompt, output, run.spread, run.seed))
+    """Some steps of each run: code is loaded, memory touched, buffers grown."""
+    engine.run([replace(run, output=output) for run in runs])
 
 
 def _serve(pipe: Connection, launch: Launch, memory_file: str, rank: int, core: int) -> None:

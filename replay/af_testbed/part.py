@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replay.af_testbed.shape import Run
+from replay.af_testbed.shape import Launch, Run
 
 
 class Part:
-    """A micro-batch: requests ``[low, high)`` and the tokens they run in this step, flat."""
+    """A micro-batch: its requests, ``low`` the first, and the tokens they run in a step, flat.
+
+    ``keys`` and ``values`` are its cache: ``(layers, requests, kv_heads, tokens, head_dim)``.
+    """
 
     x: Tensor
     next_tokens: Tensor
     sent: list[Tensor]
 
-    def __init__(self, prompts: list[list[int]], low: int, high: int) -> None:
-        self.low, self.high = low, high
+    def __init__(self, launch: Launch, prompts: list[list[int]], low: int) -> None:
+        self.low, shape = low, launch.model
+        cache = (shape.layers, len(prompts), shape.kv_heads, launch.max_len, shape.head_dim)
+        self.keys, self.values = torch.empty(cache).zero_(), torch.empty(cache).zero_()
         lengths = torch.tensor([len(p) for p in prompts])
         self.tokens = torch.tensor([t for p in prompts for t in p])
         self.request = torch.arange(len(prompts)).repeat_interleave(lengths)
@@ -30,7 +35,7 @@ class Part:
         """From here on each request runs the token it sampled last."""
         self.tokens, self.positions = self.next_tokens, self._lengths.clone()
         self._lengths = self._lengths + 1
-        self.request = torch.arange(self.high - self.low)
+        self.request = torch.arange(len(self._lengths))
         self.all_rows = self.request
         self.queries, self.longest = 1, int(self._lengths.max())
 

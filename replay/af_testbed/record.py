@@ -22,30 +22,48 @@ UNSHAPED_GB_S = 1000.0  # what the bundle says of a link that takes no time
 def write_run(
     out: Path, launch: Launch, run: Run, records: Sequence[Record], notes: dict[str, Any]
 ) -> None:
-    """Write one run; ``records`` are those of attention and of the FFN ranks. Raises TraceError."""
+    """Write one run; ``records`` are those of attention and of the FFN ranks. Raises TraceError.
+
+    Between the run's steps other runs had theirs: its clock stands still meanwhile.
+    """
     manifest = Manifest(
         kind="measured",
         engine=ENGINE,
         engine_version=VERSION,
-        clock={"name": "monotonic"},
+        clock={"name": "monotonic, stopped while other runs step"},
         command=["python", "-m", "replay.af_testbed"],
         deployment=deployment(launch, run),
         seed=run.seed,
         notes={"af_testbed": {**notes, "disturbance": _disturbance(records)}},
     )
-    zero_ns = records[0].steps[0][0]
+    clock = Clock(records[0].steps)
     rows = {
-        "requests": _requests(run, records[0], zero_ns),
-        "steps": _steps(run, records[0], zero_ns),
+        "requests": _requests(run, records[0], clock),
+        "steps": _steps(run, records[0], clock),
         "step_requests": _step_requests(run, records[0]),
         "experts": _experts(records[0]),
-        "spans": _spans(records, zero_ns),
+        "spans": _spans(records, clock),
     }
     tables = {}
     for name, found in rows.items():
         names = [c.name for c in TABLES[name].columns if c.name in found[0]]
         tables[name] = pa.Table.from_pylist(found, TABLES[name].arrow_schema(names))
     write_bundle(out, manifest, tables, model_config=launch.model.config(launch.max_len))
+
+
+class Clock:
+    """Seconds of a run's own clock, which runs from the start of a step to its end."""
+
+    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
+        self._shift_ns: list[int] = []
+        elapsed_ns = 0
+        for start_ns, end_ns in steps:
+            self._shift_ns.append(elapsed_ns - start_ns)
+            elapsed_ns += end_ns - start_ns
+
+    def seconds(self, step: int, ns: int) -> float:
+        """Of a stamp of that step."""
+        return (ns + self._shift_ns[step]) / 1e9
 
 
 def deployment(launch: Launch, run: Run) -> dict[str, Any]:
@@ -90,8 +108,10 @@ def _name(request: int) -> str:
     return f"request-{request:03d}"
 
 
-def _requests(run: Run, record: Record, zero_ns: int) -> list[dict[str, Any]]:
-    first, last = ((end - zero_ns) / 1e9 for _, end in (record.steps[0], record.steps[-1]))
+def _requests(run: Run, record: Record, clock: Clock) -> list[dict[str, Any]]:
+    last_step = len(record.steps) - 1
+    first = clock.seconds(0, record.steps[0][1])
+    last = clock.seconds(last_step, record.steps[-1][1])
     return [
         {
             "request_id": _name(i), "arrival_s": 0.0, "prompt_tokens": len(record.prompts[i]),
@@ -103,12 +123,12 @@ def _requests(run: Run, record: Record, zero_ns: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _steps(run: Run, record: Record, zero_ns: int) -> list[dict[str, Any]]:
+def _steps(run: Run, record: Record, clock: Clock) -> list[dict[str, Any]]:
     prompts = sum(map(len, record.prompts))
     return [
         {
-            "cluster": "attention", "replica": 0, "step": i, "start_s": (start - zero_ns) / 1e9,
-            "end_s": (end - zero_ns) / 1e9, "forward_s": (end - start) / 1e9,
+            "cluster": "attention", "replica": 0, "step": i, "start_s": clock.seconds(i, start),
+            "end_s": clock.seconds(i, end), "forward_s": (end - start) / 1e9,
             "prefill_tokens": 0 if i else prompts, "decode_tokens": run.batch if i else 0,
             "running": run.batch, "waiting": 0,
         }
@@ -138,7 +158,7 @@ def _experts(record: Record) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _spans(records: Sequence[Record], zero_ns: int) -> list[dict[str, Any]]:
+def _spans(records: Sequence[Record], clock: Clock) -> list[dict[str, Any]]:
     """Attention's stages and sends under its cluster, the FFN's under its own.
 
     One attention rank sends over a link to each FFN rank: ``a2f`` rows carry the number of
@@ -157,8 +177,8 @@ def _spans(records: Sequence[Record], zero_ns: int) -> list[dict[str, Any]]:
                 "step": stamp.step, "layer": stamp.layer if stamp.layer >= 0 else None,
                 "micro_batch": stamp.micro_batch, "stage": stamp.stage,
                 "bytes": stamp.bytes if stamp.stage in ("a2f", "f2a") else None,
-                "start_s": (stamp.start_ns - zero_ns) / 1e9,
-                "end_s": (stamp.end_ns - zero_ns) / 1e9,
+                "start_s": clock.seconds(stamp.step, stamp.start_ns),
+                "end_s": clock.seconds(stamp.step, stamp.end_ns),
             }  # fmt: skip
             found.append(row)
     return found

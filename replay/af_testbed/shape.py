@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,15 @@ from typing import Any
 class ModelShape:
     """A Qwen3-MoE decoder: every layer has routed experts and none is shared."""
 
-    layers: int = 4
-    hidden: int = 512
-    heads: int = 8
-    kv_heads: int = 8
-    head_dim: int = 64
-    experts: int = 16
-    top_k: int = 2
-    inter: int = 512
-    vocab: int = 2048
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    top_k: int
+    inter: int
+    vocab: int
     seed: int = 0
 
     def config(self, max_len: int) -> dict[str, Any]:
@@ -111,3 +113,16 @@ class Run:
         small, larger = divmod(self.batch, count)
         ends = [small * (i + 1) + min(i + 1, larger) for i in range(count)]
         return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def turns(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """Steps of runs in turn, as (step, run): what drifts on the machine meets all runs alike.
+
+    In each round every run makes its next step, in an order of that round.
+
+    >>> list(turns([Run(1, 1, 1, output=2), Run(1, 1, 1, output=1)]))
+    [(0, 1), (0, 0), (1, 0)]
+    """
+    for step in range(max(run.output for run in runs)):
+        order = random.Random(f"round {step}").sample(range(len(runs)), len(runs))
+        yield from ((step, i) for i in order if step < runs[i].output)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import time
 from mmap import mmap
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from replay.af_testbed.shape import Launch, Wire
+from replay.af_testbed.stamps import Stamp
 
 WORDS = 8  # of a header, int64: sequence, rows, deliver_ns
 SEQUENCE, ROWS, DELIVER = range(3)
@@ -70,6 +72,18 @@ class Mailbox:
         return header[ROWS]
 
 
+class Transfer(NamedTuple):
+    """A message on the wire."""
+
+    start_ns: int
+    deliver_ns: int
+    size: int
+
+    def stamp(self, step: int, layer: int, micro_batch: int, stage: str) -> Stamp:
+        """Its row of the record."""
+        return Stamp(step, layer, micro_batch, stage, self.start_ns, self.deliver_ns, self.size)
+
+
 class Link:
     """The sending end of a wire in one direction."""
 
@@ -77,11 +91,14 @@ class Link:
         self._wire = wire
         self._free_ns = 0
 
-    def send(self, sent_ns: int, size: int) -> tuple[int, int]:
-        """When a message of ``size`` bytes enters the wire, and when it is delivered."""
-        start_ns = max(sent_ns, self._free_ns)
+    def send(self, box: Mailbox, sequence: int, rows: int, row_bytes: int) -> Transfer:
+        """Hand over what was copied into ``box``, as soon as the wire is free."""
+        size = rows * row_bytes
+        start_ns = max(time.perf_counter_ns(), self._free_ns)
         self._free_ns = start_ns + self._wire.occupied_ns(size)
-        return start_ns, self._free_ns + self._wire.latency_ns
+        deliver_ns = self._free_ns + self._wire.latency_ns
+        box.post(sequence, rows, deliver_ns)
+        return Transfer(start_ns, deliver_ns, size)
 
 
 def memory_size(launch: Launch) -> int:

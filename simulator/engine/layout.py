@@ -205,13 +205,33 @@ class Term(Record):
     logs: int
 
 
+class Stage(Record):
+    """Prices a stage of a pipelined step for layers of a kind, by a model of its own."""
+
+    model: int  # its address
+    stage: small
+    kind: small
+    lane: small
+
+
 class Model(Record):
-    """A step-time model, and its last answer."""
+    """A step-time model, and its last answer.
+
+    A pipelined one has ``stages`` beside its terms, and a pipeline for each number of
+    micro-batches up to ``most``.
+    """
 
     shape_at: int
     terms_at: int
     numbers_at: int
+    stages_at: int
+    pipelines_at: int
+    cut_at: int
     terms: int
+    stages: int
+    least: int
+    most: int
+    micro_batches: int
     forward_ps: int
     host_ps: int
     gap_ps: int
@@ -229,18 +249,23 @@ class Piece(Record):
 
 
 class Time(Record):
-    """Picoseconds: the cost of pieces, or when one ends."""
+    """Picoseconds: the cost of pieces, or when one ends. Also an address, or a flag."""
 
     value: int
 
 
 class Pipeline(Record):
-    """The pieces of a step, in order; ``ends`` begins with the step's start."""
+    """The pieces of a step, in order; ``ends`` begins with the step's start.
+
+    Costs are those of each stage, kind of layer, micro-batch and lane, in this order.
+    """
 
     pieces_at: int
     costs_at: int
     ends_at: int
     pieces: int
+    kinds: int
+    lanes: int
 
 
 class World(Record):
@@ -301,6 +326,9 @@ shape_of = of(Model, "shape_at", Shape)
 feature_of = of(Model, "shape_at", Feature)
 term_of = of(Model, "terms_at", Term)
 number_of = of(Model, "numbers_at", Coefficient)
+stage_of = of(Model, "stages_at", Stage)
+address_of = of(Model, "pipelines_at", Time)
+cut_of = of(Model, "cut_at", Time)
 piece_of = of(Pipeline, "pieces_at", Piece)
 cost_of = of(Pipeline, "costs_at", Time)
 end_of = of(Pipeline, "ends_at", Time)

@@ -5,7 +5,7 @@ the feature up to or beyond a knee, the experts active among so many tokens, a t
 attention of the batch (attention.py). Tables are interpolated linearly between their grid
 points, along an axis (and in the value) in the logarithm where marked so. Beyond its edge a
 table keeps the edge's value, and the step counts as extrapolated; where the first feature
-is 0 there is no work: 0.
+is 0 there is no work: 0. A pipelined model adds to its terms what its stages take.
 """
 
 from __future__ import annotations
@@ -16,18 +16,44 @@ import numpy as np
 
 from simulator.engine.attention import attention
 from simulator.engine.build import compiled
-from simulator.engine.layout import Model, Term, feature_of, number_of, term_of
+from simulator.engine.layout import (
+    Model,
+    Shape,
+    Term,
+    address_of,
+    cost_of,
+    cut_of,
+    feature_of,
+    model_at,
+    number_of,
+    pipeline_at,
+    shape_of,
+    stage_of,
+    term_of,
+)
+from simulator.engine.pipeline import last_end_of
 
 FORWARD, HOST, GAP = range(3)  # Term.part
 # Term.kind
 CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE = range(9)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
 PS_PER_S = 1e12
+FEATURES = len(Shape.__annotations__)
 
 
 @compiled
 def predict(m: Model) -> None:
     """Times of a step of the model's shape, in picoseconds."""
+    add_up(m)
+    if m.stages:
+        m.forward_ps += pipelined(m)
+    m.steps += 1
+    m.extrapolated += m.outside
+
+
+@compiled
+def add_up(m: Model) -> None:
+    """The model's terms for its shape, part by part."""
     forward = host = gap = 0.0
     m.outside = 0
     for k in range(m.terms):
@@ -42,8 +68,35 @@ def predict(m: Model) -> None:
     m.forward_ps = int(np.rint(forward * PS_PER_S))
     m.host_ps = int(np.rint(host * PS_PER_S))
     m.gap_ps = int(np.rint(gap * PS_PER_S))
-    m.steps += 1
-    m.extrapolated += m.outside
+
+
+@compiled
+def pipelined(m: Model) -> int:
+    """Picoseconds of the stages of a step in micro-batches, in the number that takes least."""
+    rows = shape_of(m, 0).rows
+    most = min(m.most, rows) if rows else 1
+    best = 0
+    for parts in range(min(m.least, most), most + 1):
+        p = pipeline_at(address_of(m, parts - 1).value)
+        for b in range(parts):
+            for k in range(m.stages):
+                stage = stage_of(m, k)
+                priced = model_at(stage.model)
+                for f in range(FEATURES):
+                    whole = feature_of(m, f).value
+                    if cut_of(m, f).value:
+                        feature_of(priced, f).value = whole * (b + 1) // parts - whole * b // parts
+                    else:
+                        feature_of(priced, f).value = whole
+                add_up(priced)
+                m.outside |= priced.outside
+                line = (stage.stage * p.kinds + stage.kind) * parts + b
+                cost_of(p, line * p.lanes + stage.lane).value = priced.forward_ps
+        took = last_end_of(p)
+        if not best or took < best:
+            best = took
+            m.micro_batches = parts
+    return best
 
 
 @compiled

@@ -26,7 +26,8 @@ class Idle(NamedTuple):
 
 def idle_times(pipeline: Pipeline) -> list[Idle]:
     """Idle time of each resource and lane, for the step last evaluated."""
-    spans = {piece: span for (piece, *_), span in zip(pipeline.work, pipeline.spans(), strict=True)}
+    spans = dict(zip((p.arrived for p in pipeline.work), pipeline.spans(), strict=True))
+    needs = {p.arrived: p.needs for p in pipeline.work}
     whole_ps = max(span.end_ps for span in spans.values())
     free_ps: dict[tuple[str, int], int] = {}
     found: dict[tuple[str, int], Idle] = {}
@@ -35,9 +36,8 @@ def idle_times(pipeline: Pipeline) -> list[Idle]:
         idle = found.setdefault(key, Idle(*key, 0, {}))
         begin, until, at = free_ps.get(key, 0), span.start_ps, piece
         while until > begin:  # back along the pieces that brought the data
-            at = max(pipeline.feeds[at], key=lambda p: spans[p].end_ps)
-            feeders = pipeline.feeds[at]
-            since = max((spans[p].end_ps for p in feeders), default=0)
+            at = max(needs[at], key=lambda p: spans[p].arrived_ps)
+            since = max((spans[p].arrived_ps for p in needs[at]), default=0)
             stage, since = spans[at].work.stage, max(since, begin)
             if until > since:
                 idle.waited_ps[stage] = idle.waited_ps.get(stage, 0) + until - since

@@ -8,7 +8,7 @@ so one pass over them (``engine/pipeline.py``) is exact, and no event is schedul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,18 @@ class Span(NamedTuple):
     resource: str
     start_ps: int
     end_ps: int
+    arrived_ps: int  # at the next stage
+
+
+class Placed(NamedTuple):
+    """Work as pieces: its own, that by which its data have arrived, those it needs."""
+
+    work: Work
+    lane: int
+    resource: str
+    piece: int
+    arrived: int
+    needs: list[int]
 
 
 class Pipeline:
@@ -59,7 +71,8 @@ class Pipeline:
     ``kinds`` gives each layer's line in the durations, and a last one for what closes the
     step; by default every layer has its own. ``durations``, int64 picoseconds of shape
     ``(stages, kinds, micro_batches, lanes)`` with ``STAGES`` in order, is the caller's to
-    fill: ``evaluate`` reads it in place.
+    fill: ``evaluate`` reads it in place. ``latency_ps`` of a stage is how long after it its data
+    arrive, by lane; its resource is free meanwhile.
     """
 
     def __init__(
@@ -69,21 +82,33 @@ class Pipeline:
         micro_batches: int,
         lanes: Lanes = ONE_EACH,
         kinds: Sequence[int] | None = None,
+        latency_ps: Mapping[Stage, Sequence[int]] | None = None,
     ) -> None:
         self.strategy, self.lanes = strategy, lanes
         self.layers, self.micro_batches = layers, micro_batches
         self.kinds = tuple(range(layers + 1)) if kinds is None else tuple(kinds)
         shape = (len(STAGES), max(self.kinds) + 1, micro_batches, max(lanes[:2]))
-        self._costs = np.zeros(int(np.prod(shape)) + 1, np.int64)  # the last: of no duration
-        self.durations: Picoseconds = self._costs[:-1].reshape(shape)
-        self.work: list[tuple[int, Work, int, str]] = []  # (piece, work, lane, resource)
-        self.feeds: dict[int, list[int]] = {}  # piece -> pieces whose data it needs
+        self.latency_ps = {stage: tuple(late) for stage, late in (latency_ps or {}).items()}
+        delays = {
+            (stage, lane): ps
+            for stage, late in self.latency_ps.items()
+            for lane, ps in enumerate(late)
+            if ps
+        }
+        filled = int(np.prod(shape))
+        # behind the durations: none, for joints, and the latencies
+        self._costs = np.array([0] * (filled + 1) + list(delays.values()), np.int64)
+        self.durations: Picoseconds = self._costs[:filled].reshape(shape)
+        self._nothing = filled
+        self._delays = {late: filled + 1 + i for i, late in enumerate(delays)}
+        self.work: list[Placed] = []
         self._pieces: list[tuple[int, int, int]] = []
         self._build()
         self._array = np.array(self._pieces, np.int32).view(Piece.dtype).reshape(-1)
         self._ends = np.zeros(len(self._pieces) + 1, np.int64)
         self._record = np.zeros(1, Record.dtype)
         self._record["pieces"] = len(self._pieces)
+        self._record["kinds"], self._record["lanes"] = shape[1], shape[3]
         for key, array in (
             ("pieces_at", self._array), ("costs_at", self._costs), ("ends_at", self._ends)
         ):  # fmt: skip
@@ -97,12 +122,18 @@ class Pipeline:
 
     def spans(self) -> list[Span]:
         """What ran when, as last evaluated, in the strategy's order."""
-        ends, pieces = self._ends.tolist(), self._pieces
+        ends, costs = self._ends.tolist(), self._costs.tolist()
         return [
-            Span(work, lane, resource, ends[piece] - int(self._costs[pieces[piece - 1][2]]),
-                 ends[piece])
-            for piece, work, lane, resource in self.work
-        ]  # fmt: skip
+            Span(
+                work=placed.work,
+                lane=placed.lane,
+                resource=placed.resource,
+                start_ps=ends[placed.piece] - costs[self._pieces[placed.piece - 1][2]],
+                end_ps=ends[placed.piece],
+                arrived_ps=ends[placed.arrived],
+            )
+            for placed in self.work
+        ]
 
     def _build(self) -> None:
         done: dict[Work, list[int]] = {}  # by lane
@@ -125,17 +156,18 @@ class Pipeline:
                     (STAGES.index(work.stage), kind, work.micro_batch, lane), self.durations.shape
                 )
                 piece = self._add(last.get((resource, lane), START), data, int(cost))
-                last[resource, lane] = piece
-                done[work].append(piece)
-                self.feeds[piece] = fed
-                self.work.append((piece, work, lane, resource))
+                last[resource, lane] = arrived = piece
+                if (delay := self._delays.get((work.stage, lane))) is not None:
+                    arrived = self._add(piece, piece, delay)
+                done[work].append(arrived)
+                self.work.append(Placed(work, lane, resource, piece, arrived, fed))
         self._joined(list(last.values()))
 
     def _needs(self, work: Work) -> list[Work]:
         stage, layer, micro_batch = work
         if stage == "attention":
-            before = ["f2a", "shared"] if self.strategy.shared else ["f2a"]
-            return [Work(s, layer - 1, micro_batch) for s in before] if layer else []  # type: ignore[arg-type]
+            before: list[Stage] = ["f2a", "shared"] if self.strategy.shared else ["f2a"]
+            return [Work(s, layer - 1, micro_batch) for s in before] if layer else []
         feeder: Stage = "attention" if stage == "shared" else STAGES[STAGES.index(stage) - 1]
         return [Work(feeder, layer, micro_batch)]
 
@@ -148,7 +180,7 @@ class Pipeline:
         """A piece that ends with the last of ``pieces``; the start, if there are none."""
         joined = pieces[0] if pieces else START
         for piece in pieces[1:]:
-            joined = self._add(joined, piece, len(self._costs) - 1)
+            joined = self._add(joined, piece, self._nothing)
         return joined
 
     def _add(self, first: int, second: int, cost: int) -> int:

@@ -14,7 +14,7 @@ the attention kernel's inputs (kv_b).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from simulator.deployment import Engine
@@ -154,3 +154,46 @@ def _gather_logits(model: ModelSpec, tp: int) -> Iterator[Call]:
     if tp > 1:
         size = 2 * model.vocab // tp
         yield Call("all_gather", "logits", SAMPLED, {"bytes": size, "ranks": tp})
+
+
+@dataclass(frozen=True, slots=True)
+class StageCalls:
+    """Operators of one layer where attention and FFN are different ranks; counts are 1.
+
+    ``attention`` without the attention kernel; ``gate`` follows it in MoE layers. ``opening``
+    and ``closing`` run once a micro-batch, on the attention ranks.
+    """
+
+    attention: tuple[Call, ...]
+    gate: tuple[Call, ...]
+    dense: tuple[Call, ...]
+    shared: tuple[Call, ...]
+    opening: tuple[Call, ...]
+    closing: tuple[Call, ...]
+
+
+def stage_calls(model: ModelSpec, attention: Engine, ffn: Engine) -> StageCalls:
+    """The operators of ``calls`` but the routed experts, by the rank that runs them.
+
+    The norm before the MLP and the router stay with attention, which sends normed tokens.
+    """
+    tp, ffn_tp, hidden = attention.tensor_parallel_size, ffn.tensor_parallel_size, model.hidden
+    norm = Call("elementwise", "layernorm", TOKENS, {"hidden": hidden})
+    gate: tuple[Call, ...] = ()
+    shared: tuple[Call, ...] = ()
+    if model.moe is not None:
+        shape = {"experts": model.moe.experts, "hidden": hidden}
+        gate = (Call("router", "gate", TOKENS, shape),)
+        if model.moe.shared_inter:
+            shared = tuple(_gated_mlp(hidden, model.moe.shared_inter // ffn_tp, 1))
+    whole = calls(model, attention)
+    return StageCalls(
+        attention=(*(replace(call, count=1) for call in _attention_block(model, tp)), norm),
+        gate=gate,
+        dense=(*_gated_mlp(hidden, model.inter // ffn_tp, 1), *_all_reduce(model, ffn_tp, 1)),
+        shared=shared,
+        opening=tuple(call for call in whole if call.layer == "embedding"),
+        closing=tuple(
+            call for call in whole if call.rows == SAMPLED or call.layer == "final_layernorm"
+        ),
+    )

@@ -7,7 +7,7 @@ there. Nothing here knows of the recurrence: stages, lanes and data are spelled 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from simulator.pipeline import Lanes, Strategy, Work
 
@@ -38,6 +38,7 @@ def play(
     micro_batches: int,
     lanes: Lanes,
     duration_ps: Callable[[Work, int], int],
+    latency_ps: Mapping[str, Sequence[int]],
 ) -> dict[Key, tuple[int, int]]:
     """Start and end of every piece."""
     programs: dict[tuple[str, int], list[Key]] = {}
@@ -52,7 +53,7 @@ def play(
     ended: set[Key] = set()
     place = dict.fromkeys(programs, 0)
     busy = dict.fromkeys(programs, False)
-    heap: list[tuple[int, int, tuple[str, int], Key]] = []
+    heap: list[tuple[int, int, tuple[str, int] | None, Key]] = []
     count = 0
 
     def start_what_can(now: int) -> None:
@@ -71,9 +72,15 @@ def play(
     start_what_can(0)
     while heap:
         now, _, resource, key = heapq.heappop(heap)
-        ended.add(key)
-        busy[resource] = False
-        place[resource] += 1
+        late = latency_ps[key[0].stage][key[1]] if key[0].stage in latency_ps else 0
+        if resource is not None:
+            busy[resource] = False
+            place[resource] += 1
+            if late:
+                heapq.heappush(heap, (now + late, count, None, key))
+                count += 1
+        if resource is None or not late:
+            ended.add(key)
         start_what_can(now)
     assert len(ended) == sum(map(len, programs.values())), "the programs block each other"
     return times

@@ -22,6 +22,7 @@ from simulator.pipeline import (
 from traces.errors import ConfigError
 
 A, X, F, Y, S = range(len(STAGES))
+LINKS = ("a2f", "f2a")
 
 
 @st.composite
@@ -33,7 +34,10 @@ def steps(draw: st.DrawFn) -> Pipeline:
     ffn = attention if one_device else draw(st.integers(1, 3))
     layers, micro_batches = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     kinds = draw(st.none() | st.lists(st.integers(0, 2), min_size=layers + 1, max_size=layers + 1))
-    pipeline = Pipeline(strategy, layers, micro_batches, Lanes(attention, ffn, one_device), kinds)
+    late = st.lists(st.integers(0, 900), min_size=ffn, max_size=ffn)
+    latency_ps = draw(st.none() | st.fixed_dictionaries(dict.fromkeys(LINKS, late)))
+    lanes = Lanes(attention, ffn, one_device)
+    pipeline = Pipeline(strategy, layers, micro_batches, lanes, kinds, latency_ps)
     most = draw(st.sampled_from([3, 1000, 10**12]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     pipeline.durations[...] = rng.integers(0, most + 1, pipeline.durations.shape)
@@ -50,7 +54,7 @@ def duration_of(pipeline: Pipeline, work: Work, lane: int) -> int:
 def test_the_recurrence_equals_the_event_heap(pipeline: Pipeline) -> None:
     times = play(
         pipeline.strategy, pipeline.layers, pipeline.micro_batches, pipeline.lanes,
-        lambda work, lane: duration_of(pipeline, work, lane),
+        lambda work, lane: duration_of(pipeline, work, lane), pipeline.latency_ps,
     )  # fmt: skip
     assert pipeline.evaluate() == max(end for _, end in times.values())
     spans = {(s.work, s.lane): (s.start_ps, s.end_ps) for s in pipeline.spans()}
@@ -64,8 +68,9 @@ def test_the_recurrence_equals_the_event_heap(pipeline: Pipeline) -> None:
 def test_bounds_and_monotony(pipeline: Pipeline, stage: int) -> None:
     whole = pipeline.evaluate()
     idle = idle_times(pipeline)
-    pieces = [(work, duration_of(pipeline, work, lane)) for _, work, lane, _ in pipeline.work]
-    assert whole <= sum(ps for _, ps in pieces)
+    pieces = [(p.work, duration_of(pipeline, p.work, p.lane)) for p in pipeline.work]
+    late = sum(pipeline.latency_ps.get(p.work.stage, [0] * 9)[p.lane] for p in pipeline.work)
+    assert whole <= sum(ps for _, ps in pieces) + late
     for one in idle:  # nothing is idle for nothing
         assert one.busy_ps + sum(one.waited_ps.values()) == whole
         assert all(ps > 0 for ps in one.waited_ps.values())
