@@ -150,8 +150,17 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 @main.command()
 @click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
-def fit(bundles: tuple[Path, ...], out: Path) -> None:
-    """Fit an operator profile from captured BUNDLES of one engine."""
+@click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
+@click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
+def fit(
+    bundles: tuple[Path, ...], out: Path, operators: Path | None, deployment: Path | None
+) -> None:
+    """Fit a profile from captured BUNDLES of one engine: its steps, or what kernels leave open."""
+    if operators is not None:
+        from replay.fit_overhead import fit_overhead, overhead_table
+
+        click.echo(overhead_table(fit_overhead(bundles, operators, deployment, out, _say)))
+        return
     from simulator.step_time.fit import fit_profile, profile_table
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle

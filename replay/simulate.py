@@ -94,18 +94,20 @@ def replay(
     progress: Callable[[int], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     sink: Sink | None = None,
+    step_time: tuple[StepTimeModel, dict[str, Any]] | None = None,
 ) -> tuple[Manifest, dict[str, pa.Table]]:
     """Simulate; returns the manifest and tables of the simulated bundle.
 
     What is recorded beside the requests goes to ``sink`` piece by piece, if one is given,
     and is not among the tables then. Ctrl-C ends the simulation; the manifest's notes say
-    so. Raises ConfigError or TraceError for what cannot be simulated.
+    so. ``step_time``, a model and its note, stands in for the one the plan names. Raises
+    ConfigError or TraceError for what cannot be simulated.
     """
     for name in record:
         if name not in RECORDABLE:
             raise ConfigError(f"--record: unknown {name!r}{nearest(name, RECORDABLE)}")
     config, cluster = plan.scheduler_config(), plan.cluster.name
-    model, operators = load_step_time(plan, say)
+    model, operators = step_time or load_step_time(plan, say)
     demand = Demand(workload.requests, config, workload.hash_block_tokens)
     collected = Collected()
     recorder = Recorder(record, cluster, demand, sink or collected) if record else None

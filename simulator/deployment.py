@@ -40,6 +40,7 @@ class Engine(_Strict):
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     quantization: str | None = None
+    moe_backend: str = "auto"
     max_model_len: int | None = Field(None, ge=1)
     max_num_batched_tokens: int = Field(8192, ge=1)
     max_num_seqs: int = Field(256, ge=1)

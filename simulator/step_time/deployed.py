@@ -18,6 +18,7 @@ from simulator.deployment import Engine
 from simulator.hardware import Hardware
 from simulator.model import ModelSpec
 from simulator.step_time.kernel_types import kernel_types
+from simulator.step_time.overhead import load_overhead
 from simulator.step_time.tables import OperatorStepTime, StepTables, load_tables, save_tables
 from traces.bundle import content_hash
 from traces.digest import text_digest
@@ -27,7 +28,7 @@ KERNELS = "kernels.parquet"
 FORMAT = 2  # of the baked tables: a change of what baking does changes their digest
 BAKED_FOR = (
     "tensor_parallel_size", "enable_expert_parallel", "data_parallel_size", "dtype",
-    "kv_cache_dtype", "quantization", "max_model_len", "max_num_batched_tokens",
+    "kv_cache_dtype", "quantization", "moe_backend", "max_model_len", "max_num_batched_tokens",
     "max_num_seqs", "enforce_eager", "cudagraph_capture_sizes",
 )  # fmt: skip
 
@@ -64,7 +65,13 @@ def deployed_step_time(
         except OSError:  # a profile that cannot be written to is baked each time
             file.unlink(missing_ok=True)
     note = {"profile": kernels, "fitted_on": [], **tables.notes}
-    return OperatorStepTime(tables), note
+    overhead = load_overhead(profile)
+    if overhead is None:
+        return OperatorStepTime(tables), note
+    overhead.check(engine_version, hardware.name, str(profile))
+    constants = {"step_s": overhead.step_s, "frontend_s": overhead.frontend_s}
+    fitted_on = [bundle["hash"] for bundle in overhead.fitted_on]
+    return OperatorStepTime(tables, **constants), note | constants | {"fitted_on": fitted_on}
 
 
 def _bake(
@@ -81,7 +88,9 @@ def _bake(
 
     types = kernel_types(model, engine)
     table = pq.read_table(profile / KERNELS)
-    kernels, version = select_kernels(table, hardware, types, engine_version, str(profile))
+    kernels, version = select_kernels(
+        table, hardware, types, engine_version, str(profile), engine.moe_backend
+    )
     library = kept_library(profile, hashed) or Library(fitted_on={"kernels": hashed})
     kept = len(library.operators)
     unmeasured = Unmeasured(kernels, library, progress)

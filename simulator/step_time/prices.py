@@ -14,16 +14,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
+from simulator.step_time.expert_loads import waking_tokens
 from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import Call
-from simulator.step_time.select_kernels import COLLECTIVES, even_loads, one_backend, where
+from simulator.step_time.select_kernels import COLLECTIVES, EVEN, one_backend, where
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
+from traces.kernels.work import least_work
 
 Floats = npt.NDArray[np.float64]
 
+# Bytes per element of a layer's ``hidden`` in 16 bits, else one read and one write. A norm adds
+# the residual and keeps the sum; an activation reads gate and up; a sampler makes logits 32 bits
+# wide, a softmax of them, and draws.
+MOVED = {"layernorm": 8, "final_layernorm": 8, "act_fn": 6, "sampler": 18}
 # The shortest kernels of the RTX tables (vLLM 0.19) take 1.7 to 2.7 us, whatever they move.
 KERNEL_FLOOR_S = 2e-6
 SIZE = {"linear": "m"}  # the column a curve runs over, else ``tokens``
@@ -66,32 +73,49 @@ class Prices:
         if call.family in COLLECTIVES:
             return self._collective(call, rows)
         curve = self.curve(call)
+        if curve is None and call.family in SMALL:
+            self.estimated[call.layer] = "memory moved"
+            moved = rows * MOVED.get(call.layer, 4) * call.shape["hidden"]
+            return _at_least(moved / streamed_gb_s(self.kernels, self.hardware) / 1e9)
+        if call.family != "grouped_gemm" or not self._labelled():
+            return self._at(call, curve, rows)
+        even, drawn = (self._at(call, curve, t)[0] for t in waking_tokens(call.shape, rows))
+        seconds, outside = self._at(call, curve, rows)
+        return seconds - (even - drawn), outside
+
+    def _at(
+        self, call: Call, curve: Curve | None, rows: Floats
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """By the measured curve, else by the fitted model."""
         if curve is not None:
             return curve.at(rows)
-        if call.family in SMALL:
-            self.estimated[call.layer] = "memory moved"
-            moved = rows * 4.0 * call.shape["hidden"]  # 16 bits, read and written
-            return _at_least(moved / (self.hardware.memory_bandwidth_gb_s * 1e9))
-        shape = self._shape(call)
-        size = SIZE.get(call.family, "tokens")
+        shape, size = self._shape(call), SIZE.get(call.family, "tokens")
         found = self.unmeasured.predict(call.layer, call.family, shape, {size: rows})
         if found is None:
             raise ConfigError(self._missing(call))
         return found.seconds, found.extrapolated
 
+    def _labelled(self) -> bool:
+        """Whether experts were measured under an even load, and said to be."""
+        if "load" not in self.kernels.column_names:
+            return False
+        return bool(pc.any(pc.is_in(self.kernels.column("load"), pa.array(EVEN))).as_py())
+
     def curve(self, call: Call) -> Curve | None:
         """The measured curve of an operator of exactly this shape, None if there is none."""
         shape = {k: v for k, v in self._shape(call).items() if k in self.kernels.column_names}
         found = where(self.kernels, {"operator": call.family, **shape})
-        if call.family == "grouped_gemm":
-            found = even_loads(found)
         if "layer" in found.column_names:
             named = where(found, {"layer": call.layer})
             found = named if len(named) or call.family in SMALL else found
         return _curve(one_backend(found), SIZE.get(call.family, "tokens"))
 
     def _shape(self, call: Call) -> dict[str, int | str]:
-        return {**call.shape, "dtype": self.types.of(call.family, call.layer)}
+        dtype = self.types.of(call.family, call.layer)
+        shape: dict[str, int | str] = {**call.shape, "dtype": dtype}
+        if call.family == "grouped_gemm" and self._labelled():
+            shape["load"] = EVEN[0]
+        return shape
 
     def _collective(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         ranks = call.shape["ranks"]
@@ -118,6 +142,18 @@ class Prices:
 
 def _at_least(seconds: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     return np.maximum(seconds, KERNEL_FLOOR_S), np.zeros(len(seconds), bool)
+
+
+def streamed_gb_s(kernels: pa.Table, hardware: Hardware) -> float:
+    """How fast memory streams: as in the fastest measured GEMM that the L2 cannot hold.
+
+    The device's peak where none was measured.
+    """
+    peak, linear = hardware.memory_bandwidth_gb_s, where(kernels, {"operator": "linear"})
+    work, seconds = least_work(linear)["memory_bytes"], linear.column("duration_s").to_numpy()
+    large = work > 4 * hardware.l2_mb * 1e6
+    reached = (work / seconds)[large] / 1e9
+    return min(float(reached.max()), peak) if large.any() else peak
 
 
 def _curve(kernels: pa.Table, size: str) -> Curve | None:

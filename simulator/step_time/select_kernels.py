@@ -12,7 +12,7 @@ from simulator.step_time.kernel_types import KernelTypes
 from traces.errors import ConfigError
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
-EVEN = ("balanced", "uniform")  # labels of an even load
+EVEN = ("balanced",)  # labels of an even load
 IDENTITY = ("timing", "engine", "engine_version", "backend", "node", "dtype")
 
 
@@ -23,14 +23,6 @@ def where(kernels: pa.Table, values: Mapping[str, int | str]) -> pa.Table:
             return kernels.slice(0, 0)
         kernels = kernels.filter(pc.equal(kernels.column(name), value))
     return kernels
-
-
-def even_loads(kernels: pa.Table) -> pa.Table:
-    """Rows whose experts' load is even, or not said."""
-    if "load" not in kernels.column_names:
-        return kernels
-    load = kernels.column("load")
-    return kernels.filter(pc.or_kleene(pc.is_null(load), pc.is_in(load, pa.array(EVEN))))
 
 
 def one_backend(kernels: pa.Table) -> pa.Table:
@@ -61,11 +53,13 @@ def select_kernels(
     types: KernelTypes,
     engine_version: str | None,
     source: str,
+    moe_backend: str = "auto",
 ) -> tuple[pa.Table, str]:
     """Rows for one device, of one engine version, and that version.
 
     The deployment's version if it was measured, else the latest. Kernel times only; of
-    collectives also those with launch. Raises ConfigError.
+    collectives also those with launch. Experts run on backends whose name holds
+    ``moe_backend``, unless it is "auto". Raises ConfigError.
     """
     mine = where(kernels, {"device": hardware.name})
     if not len(mine):
@@ -85,7 +79,19 @@ def select_kernels(
     asked = (engine_version or "").split("+")[0]
     version = asked if asked in versions else versions[-1]
     compute = where(compute, {"engine_version": version})
+    if moe_backend != "auto":
+        compute = _only_experts_of(moe_backend, compute, source)
     return pa.concat_tables([compute, mine.filter(collective)]), version
+
+
+def _only_experts_of(name: str, kernels: pa.Table, source: str) -> pa.Table:
+    experts = where(kernels, {"operator": "grouped_gemm"})
+    known = set(experts.column("backend").to_pylist()) if "backend" in kernels.column_names else ()
+    own = sorted(b for b in known if b and name in b)
+    if not own:
+        raise ConfigError(f"{source}: no grouped_gemm kernel of a backend named {name!r}")
+    other = pc.not_equal(kernels.column("operator"), "grouped_gemm")
+    return kernels.filter(pc.or_kleene(other, pc.is_in(kernels.column("backend"), pa.array(own))))
 
 
 def _version(text: str) -> list[int]:

@@ -142,23 +142,24 @@ def padded_tokens(engine: Engine, most: int) -> npt.NDArray[np.int64]:
 
 
 class OperatorStepTime(CompiledStepTime):
-    """The step-time model of baked tables; host work is hidden or ``host_s`` a step."""
+    """The step-time model of baked tables; ``step_s`` is added to every forward."""
 
-    def __init__(
-        self, tables: StepTables, *, host_s: float = 0.0, gap_s: float = 0.0,
-        frontend_s: float = 0.0,
-    ) -> None:  # fmt: skip
+    def __init__(self, tables: StepTables, *, step_s: float = 0.0, frontend_s: float = 0.0) -> None:
+        self._tables = tables
         forward: list[tuple[float, Function]] = [
             (1.0, Dense("tokens", tables.by_tokens)),
             (1.0, Dense("sampled", tables.by_sampled)),
+            (step_s, Constant()),
         ]
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
             forward.append((float(count), attention))
         super().__init__(
             forward,
-            [(host_s, Constant())],
-            [(gap_s, Constant())],
             frontend_ps=to_ps(frontend_s),
             ranges={"tokens": tables.tokens_most, "sampled": tables.sampled_most},
         )
+
+    def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:
+        """The same tables with these constants; they may be negative only while fitted."""
+        return OperatorStepTime(self._tables, step_s=step_s, frontend_s=max(frontend_s, 0.0))

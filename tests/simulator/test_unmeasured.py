@@ -16,7 +16,7 @@ from simulator.step_time.deployed import deployed_step_time
 from simulator.step_time.kernel_types import KernelTypes, kernel_types
 from simulator.step_time.layers import TOKENS, AttentionCall, Call
 from simulator.step_time.prices import Prices
-from simulator.step_time.select_kernels import one_backend
+from simulator.step_time.select_kernels import one_backend, select_kernels
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS
@@ -162,7 +162,7 @@ def test_types_of_quantised_models() -> None:
         types("llama-3.1-8b", quantization="fp9")
 
 
-def test_experts_of_an_even_load_are_taken_where_loads_differ() -> None:
+def test_experts_are_drawn_at_random_from_curves_of_an_even_load() -> None:
     shape = {"experts": 8, "local_experts": 8, "top_k": 2, "hidden": 512, "inter": 256, "tp": 1,
              "ep": 1}  # fmt: skip
     rows: list[dict[str, object]] = [
@@ -170,7 +170,15 @@ def test_experts_of_an_even_load_are_taken_where_loads_differ() -> None:
         for t in (1, 64) for load, s in (("balanced", 1e-6), ("power_law_1.2", 2e-6))
     ]  # fmt: skip
     call = Call("grouped_gemm", "experts", TOKENS, dict(shape))
-    assert prices(rows).seconds(call, np.array([64.0]))[0] == pytest.approx([64e-6])
+    seconds = prices(rows).seconds(call, np.array([1.0, 4.0, 64.0]))[0]
+    drawn = 4 * (1 - (3 / 4) ** 4)  # of 8 experts, as many as so many tokens wake evenly
+    assert seconds == pytest.approx([1e-6, drawn * 1e-6, 64e-6], rel=1e-6)
+    for name, found in (("two", "two"), ("auto", "one")):
+        both = table([*rows, *({**r, "backend": "kernels_two"} for r in rows)])
+        kept = select_kernels(both, H100, BF16, None, "p", name)[0]
+        assert found in kept.column("backend").to_pylist()[0]
+    with pytest.raises(ConfigError, match="no grouped_gemm kernel of a backend named 'three'"):
+        select_kernels(both, H100, BF16, None, "p", "three")
 
 
 def test_a_deployment_of_unseen_shapes_is_baked_once_and_its_models_are_kept(

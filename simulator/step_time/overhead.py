@@ -1,0 +1,71 @@
+"""What kernels do not tell of a step: constants of one engine version on one device.
+
+``step_s`` is added to every forward: what the host exposes between steps. ``frontend_s`` lies
+between a request's arrival and the engine's queue, and holds what the client's path adds where
+a client measured. They lie beside the kernels, ``overhead.yaml``, with what they were fitted on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from traces.errors import ConfigError, TraceError, nearest
+
+OVERHEAD = "overhead.yaml"
+SCHEMA = 1
+
+
+@dataclass(slots=True)
+class Overhead:
+    """Seconds a step and a request, with 95 % intervals; bundles that they were fitted on."""
+
+    engine_version: str
+    hardware: str
+    step_s: float
+    frontend_s: float
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    fitted_on: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def check(self, engine_version: str | None, hardware: str, source: str) -> None:
+        """Refuse another engine version or device: ConfigError."""
+        for what, own, asked in (
+            ("engine version", self.engine_version, engine_version),
+            ("hardware", self.hardware, hardware),
+        ):
+            if own != asked:
+                raise ConfigError(
+                    f"{source}: the overhead was fitted for {what} {own}, the deployment has "
+                    f"{asked or 'none'}; fit it anew, or remove {OVERHEAD}"
+                )
+
+
+def save_overhead(overhead: Overhead, profile: Path) -> None:
+    """Write ``overhead.yaml``."""
+    text = yaml.safe_dump(asdict(overhead), sort_keys=False, width=100)
+    (profile / OVERHEAD).write_text(text, encoding="utf-8")
+
+
+def load_overhead(profile: Path) -> Overhead | None:
+    """Read ``overhead.yaml``, None if there is none. Raises TraceError."""
+    file = profile / OVERHEAD
+    if not file.is_file():
+        return None
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TraceError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise TraceError(f"{file}: not an overhead of schema {SCHEMA}")
+    known = [f.name for f in fields(Overhead)]
+    for key in raw:
+        if key not in known:
+            raise TraceError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
+    try:
+        return Overhead(**raw)
+    except TypeError as error:
+        raise TraceError(f"{file}: {str(error).split('() ')[-1]}") from None
