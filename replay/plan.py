@@ -59,6 +59,8 @@ class Plan:
             num_gpu_blocks=self.capacity.blocks,
             max_model_len=engine.max_model_len or self.model.max_len,
             windows=self.model.kv_windows(),
+            lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
+            dp_sync_interval=engine.dp_sync_interval,
             **{name: getattr(engine, name) for name in names},
         )
 
@@ -117,8 +119,6 @@ def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
     engine = deployment.clusters[0].engine
     found = {
-        "lock-step of data-parallel MoE ranks": engine.data_parallel_size > 1
-        and engine.enable_expert_parallel,
         "enable_dbo": engine.enable_dbo,
         "enable_eplb": engine.enable_eplb,
         "cudagraph_capture_sizes": bool(engine.cudagraph_capture_sizes),
