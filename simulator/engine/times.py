@@ -2,10 +2,10 @@
 
 A term is a coefficient times a function of one or two features of the shape: 1, the feature,
 the feature up to or beyond a knee, the experts active among so many tokens, a table, what
-the ranks of an engine share, or the attention of the batch (attention.py). Tables are interpolated linearly between their grid
-points, along an axis (and in the value) in the logarithm where marked so. Beyond its edge a
-table keeps the edge's value, and the step counts as extrapolated; where the first feature
-is 0 there is no work: 0.
+the ranks of an engine share, or the attention of the batch (attention.py). Tables are
+interpolated linearly between their grid points, along an axis (and in the value) in the
+logarithm where marked so. Beyond its edge a table keeps the edge's value, and the step counts
+as extrapolated; where the first feature is 0 there is no work: 0.
 """
 
 from __future__ import annotations

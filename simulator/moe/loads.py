@@ -80,6 +80,8 @@ def _seen(tokens: int, counts: Counts, slots: Ints, moe: Layers) -> RankLoads:
     layers = counts.shape[1]
     copies = np.stack([np.bincount(row.ravel(), minlength=moe.experts) for row in slots])
     where = np.arange(layers)[:, None, None]
-    held = counts[:, where, slots[:layers]] / copies[where, slots[:layers]]  # steps, layers, ranks, slots
+    held = (
+        counts[:, where, slots[:layers]] / copies[where, slots[:layers]]
+    )  # steps, layers, ranks, slots
     active = np.minimum(held, 1.0).sum(axis=-1)
     return RankLoads(tokens, held.sum(axis=-1), active, held.max(axis=-1))

@@ -147,6 +147,4 @@ class Attention:
     spread_most: float
 
 
-Function = (
-    Constant | Linear | UpTo | Beyond | ActiveExperts | Dense | Shared | Table | Attention
-)
+Function = Constant | Linear | UpTo | Beyond | ActiveExperts | Dense | Shared | Table | Attention

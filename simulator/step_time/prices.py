@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
-from simulator.step_time.layers import Call
+from simulator.step_time.expert_prices import ExpertPrices, expert_prices
+from simulator.step_time.layers import COLLECTIVES, Call
+from simulator.step_time.links import link_seconds, nodes_of
 from traces.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 KERNEL_FLOOR_S = 2e-6
 SIZE = {"linear": "m"}  # the column a curve runs over, else ``tokens``
 SMALL = ("elementwise", "router", "sampling")
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Prices:
     kernels: pa.Table
     hardware: Hardware
     estimated: dict[str, str] = field(default_factory=dict)
+    _experts: ExpertPrices | None = None
 
     def seconds(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Seconds of one such operator over ``rows`` tokens, and which were extrapolated.
@@ -80,19 +82,32 @@ class Prices:
             found = named if len(named) or call.family in SMALL else found
         return _curve(found, SIZE.get(call.family, "tokens"))
 
+    def experts(
+        self, call: Call, pairs: Floats, active: Floats
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Seconds of a grouped GEMM on ranks with such loads, and which were extrapolated.
+
+        Raises ConfigError naming the shape that is missing.
+        """
+        if self._experts is None:
+            self._experts = expert_prices(self.kernels, call)
+        if self._experts is None:
+            raise ConfigError(self._missing(call))
+        return self._experts.at(pairs, active)
+
     def _collective(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        ranks = call.shape["ranks"]
         size = rows * float(call.shape["bytes"])
-        found = _where(self.kernels, {"operator": call.family, "ranks": ranks})
+        nodes = nodes_of(call, self.hardware)
+        found = _where(self.kernels, {"operator": call.family, "ranks": call.shape["ranks"]})
+        if "nodes" in found.column_names:
+            found = found.filter(pc.equal(pc.fill_null(found.column("nodes"), 1), nodes))
         curve = _curve(found, "bytes")
         if curve is not None:
             return curve.at(size)
-        link = self.hardware.intra_node
-        self.estimated[call.layer] = f"link {link.kind}"
-        # ring: 2 (n - 1) / n of the message crosses each link, in as many hops
-        share = (2.0 if call.family == "all_reduce" else 1.0) * (ranks - 1) / ranks
-        seconds = size * share / (link.bandwidth_gb_s * 1e9) + link.latency_us * 1e-6
-        return seconds, np.zeros(len(rows), bool)
+        links = [self.hardware.intra_node] if nodes < call.shape["ranks"] else []
+        links += [self.hardware.inter_node] if nodes > 1 and self.hardware.inter_node else []
+        self.estimated[call.layer] = f"link {' and '.join(link.kind for link in links)}"
+        return link_seconds(call, size, self.hardware), np.zeros(len(rows), bool)
 
     def _missing(self, call: Call) -> str:
         shape = ", ".join(f"{k} {v}" for k, v in call.shape.items())

@@ -14,14 +14,9 @@ from simulator.model import ModelSpec, load_model
 from simulator.step_time.attention_grid import build_grid
 from simulator.step_time.base import BatchShape
 from simulator.step_time.layers import TOKENS, AttentionCall, Call, attention_calls, calls
+from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import KERNEL_FLOOR_S, Prices, select_kernels
-from simulator.step_time.tables import (
-    OperatorStepTime,
-    bake,
-    load_tables,
-    padded_tokens,
-    save_tables,
-)
+from simulator.step_time.tables import OperatorStepTime, bake, load_tables, save_tables
 from traces.errors import ConfigError
 from traces.schema import KERNELS
 

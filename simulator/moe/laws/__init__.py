@@ -37,7 +37,7 @@ def check_law(given: str | Mapping[str, Any]) -> dict[str, Any]:
         if key in (*LAWS[name], *DRIFT):
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise ConfigError(f"moe.expert_load.{key}: must be a number from 0, got {value!r}")
-            if key == "correlation" and value >= 1 or key == "concentration" and value == 0:
+            if (key == "correlation" and value >= 1) or (key == "concentration" and value == 0):
                 raise ConfigError(f"moe.expert_load.{key}: {value} is out of its range")
     return law
 

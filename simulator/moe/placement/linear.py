@@ -31,5 +31,7 @@ def _same_in_all(shares: Floats, order: npt.NDArray[np.int64], ranks: int, more:
             f"moe.placement: {len(order)} experts over {ranks} ranks"
             + (f", {more} redundant ones need eplb" if more else " do not divide")
         )
-    rows: Ints = np.broadcast_to(order.reshape(ranks, -1), (len(shares), ranks, len(order) // ranks))
+    rows: Ints = np.broadcast_to(
+        order.reshape(ranks, -1), (len(shares), ranks, len(order) // ranks)
+    )
     return rows
