@@ -150,13 +150,18 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
 def fit(bundles: tuple[Path, ...], out: Path) -> None:
     """Fit an operator profile from captured BUNDLES of one engine."""
+    from simulator.moe.fit import describe, fit_bundles, write_fitted
     from simulator.step_time.fit import fit_profile, profile_table
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle
 
-    profile = fit_profile([read_bundle(b) for b in bundles], progress=_say)
+    captures = [read_bundle(b) for b in bundles]
+    profile, loads = fit_profile(captures, progress=_say), fit_bundles(captures)
     save_profile(profile, out)
     click.echo(profile_table(profile))
+    if loads is not None:
+        write_fitted(loads, out)
+        click.echo(describe(loads))
 
 
 @main.command()

@@ -69,11 +69,24 @@ def route(rng: np.random.Generator, chance: Floats, tokens: int) -> Ints:
     return counts
 
 
-def routed(rng: np.random.Generator, chance: Floats, sizes: Sequence[int]) -> Iterator[Ints]:
-    """``route`` for each of the ascending ``sizes``, every draw's tokens those before and more."""
+def routed(
+    rng: np.random.Generator,
+    chance: Floats,
+    sizes: Sequence[int],
+    first: tuple[int, Floats] | None = None,
+) -> Iterator[Ints]:
+    """``route`` for each of the ascending ``sizes``, every draw's tokens those before and more.
+
+    ``first`` so many tokens of a step have chances of their own.
+    """
     counts = np.zeros(chance.shape, np.int64)
+    until, other = first or (0, chance)
     before = 0
     for tokens in sizes:
-        counts = counts + route(rng, chance, tokens - before)
+        early = min(tokens, until) - min(before, until)
+        if early:
+            counts = counts + route(rng, other, early)
+        if late := tokens - before - early:
+            counts = counts + route(rng, chance, late)
         before = tokens
         yield counts

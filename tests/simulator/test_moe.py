@@ -116,18 +116,16 @@ def imbalance(counts: np.ndarray) -> np.ndarray:
 
 def test_the_fitted_law_draws_the_recorded_imbalance_of_another_run() -> None:
     fitted = fit_loads([sample("moe-low")])
-    assert 0 < fitted.drift.spread < 3
     other = sample("moe-high")
     tokens = other.counts[:, 0].sum(axis=-1) // 2
-    law = Table(fitted.shares, fitted.drift)
-    recorded, drawn = [], []
-    for size in (8, 16, 256):
-        near = np.flatnonzero(np.abs(tokens - size) <= size // 8)
-        recorded.append(imbalance(other.counts[near]).ravel())
-        (counts,) = law.counts(np.random.default_rng(0), Layers(6, 16, 2), 200, [size])
-        drawn.append(imbalance(counts).ravel())
-        print(size, len(near), recorded[-1].mean(), drawn[-1].mean(),
-              ks_2samp(recorded[-1], drawn[-1]).statistic)
+    law, moe = Table(fitted.shares, fitted.drift), Layers(6, 16, 2)
+    # decodes are of as many requests, the tokens of a prompt resemble each other
+    assert fitted.drift.beyond in (8, 16, 32)
+    for size, within, bar in ((4, 0, 0.1), (8, 0, 0.1), (16, 1, 0.2), (256, 32, 0.2)):
+        near = other.counts[np.abs(tokens - size) <= within]
+        (drawn,) = law.counts(np.random.default_rng(0), moe, 400, [size])
+        distance = ks_2samp(imbalance(near).ravel(), imbalance(drawn).ravel()).statistic
+        assert distance < bar, f"{size} tokens, {len(near)} steps"
 
 
 def test_the_law_is_kept_in_a_profile(tmp_path: Path) -> None:

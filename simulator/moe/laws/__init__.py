@@ -18,7 +18,7 @@ LAWS: dict[str, tuple[str, ...]] = {
     "uniform": (), "zipf": ("exponent",), "dirichlet": ("concentration",), "table": (),
     "bundle": (), "fitted": (),
 }  # fmt: skip
-DRIFT = ("spread", "correlation")
+DRIFT = ("spread", "correlation", "beyond")
 OTHER = {"bundle": ("path", "resample"), "table": ("path",)}
 
 
@@ -42,9 +42,16 @@ def check_law(given: str | Mapping[str, Any]) -> dict[str, Any]:
     return law
 
 
+def drift_of(law: Mapping[str, Any]) -> Drift:
+    """The drift of a law."""
+    return Drift(
+        float(law.get("spread", 0.0)), float(law.get("correlation", 0.0)), int(law.get("beyond", 0))
+    )
+
+
 def closed_form(law: Mapping[str, Any]) -> LoadLaw:
     """A law that needs no file: uniform, zipf or dirichlet."""
-    drift = Drift(float(law.get("spread", 0.0)), float(law.get("correlation", 0.0)))
+    drift = drift_of(law)
     made: dict[str, Callable[[], LoadLaw]] = {
         "uniform": Uniform,
         "zipf": lambda: Zipf(float(law.get("exponent", 1.0)), drift),
@@ -55,5 +62,5 @@ def closed_form(law: Mapping[str, Any]) -> LoadLaw:
 
 __all__ = [
     "LAWS", "Dirichlet", "Drift", "Layers", "LoadLaw", "Recorded", "Table", "Uniform", "Zipf",
-    "check_law", "closed_form",
+    "check_law", "closed_form", "drift_of",
 ]  # fmt: skip

@@ -40,11 +40,13 @@ class Drift:
     """Popularity that wanders around a mean: log-normal, first-order autoregressive.
 
     ``spread`` is the standard deviation of its logarithm in a step, ``correlation`` that of
-    one step with the next.
+    one step with the next. The tokens of one prompt resemble each other, those of decodes
+    are of as many requests: the first ``beyond`` tokens of a step follow the mean.
     """
 
     spread: float = 0.0
     correlation: float = 0.0
+    beyond: int = 0
 
     def steps(self, rng: np.random.Generator, popularity: Floats, steps: int) -> Floats:
         """Popularity of each step, ``(steps, layers, experts)``, from the mean."""

@@ -29,4 +29,5 @@ class Dirichlet:
         shares = rng.standard_gamma(self.concentration, (moe.layers, moe.experts))
         popularity = np.maximum(shares / shares.mean(axis=1, keepdims=True), LEAST)
         chance = chances(self.drift.steps(rng, popularity, steps), moe.top_k)
-        yield from routed(rng, chance, sizes)
+        first = np.broadcast_to(chances(popularity, moe.top_k), chance.shape)
+        yield from routed(rng, chance, sizes, (self.drift.beyond, first))

@@ -36,8 +36,10 @@ class Table:
                 f"model {moe.layers} of {moe.experts}"
             )
         shares = np.broadcast_to(self.shares, (moe.layers, experts))
-        popularity = self.drift.steps(rng, np.maximum(shares, LEAST / experts), steps)
-        yield from routed(rng, bounded(popularity, moe.top_k), sizes)
+        shares = np.maximum(shares, LEAST / experts)
+        chance = bounded(self.drift.steps(rng, shares, steps), moe.top_k)
+        first = np.broadcast_to(bounded(shares, moe.top_k), chance.shape)
+        yield from routed(rng, chance, sizes, (self.drift.beyond, first))
 
 
 def bounded(shares: Floats, top_k: int) -> Floats:

@@ -23,4 +23,5 @@ class Zipf:
         by_rank = np.arange(1.0, moe.experts + 1) ** -self.exponent
         popularity = rng.permuted(np.tile(by_rank, (moe.layers, 1)), axis=1)
         chance = chances(self.drift.steps(rng, popularity, steps), moe.top_k)
-        yield from routed(rng, chance, sizes)
+        first = np.broadcast_to(chances(popularity, moe.top_k), chance.shape)
+        yield from routed(rng, chance, sizes, (self.drift.beyond, first))
