@@ -3,10 +3,11 @@
 Popularity of a layer's experts is their share over the whole record. Around it a step's
 popularity drifts (``laws/base.py: Drift``): the variance that the counts c of n picks have
 beyond chance, sum (c - n p)^2 - n p (1 - p), relative to (n p)^2, is that of chances with the
-spread, and products one step apart are smaller by the correlation. Steps of few tokens, decodes of as many requests,
-show little of it; the drift begins above the octaves of tokens that do. Over layers, popularity is summed up as a
-Dirichlet distribution, for models and layers that were not recorded; its concentration by
-the variance of shares, E p^2 - 1/E^2 = (1/E)(1 - 1/E) / (E concentration + 1).
+spread, and products one step apart are smaller by the correlation. Steps of few tokens,
+decodes of as many requests, show little of it; the drift begins above the octaves of tokens
+that do. Over layers, popularity is summed up as a Dirichlet distribution, for models and
+layers that were not recorded; its concentration by the variance of shares,
+E p^2 - 1/E^2 = (1/E)(1 - 1/E) / (E concentration + 1).
 """
 
 from __future__ import annotations

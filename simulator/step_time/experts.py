@@ -92,7 +92,7 @@ def bake_experts(
             columns[name].append(seconds.mean(axis=1) * moe.layers)
         most = load.tokens if measured else most
         if load.tokens in SHOWN:
-            imbalance[load.tokens] = round(load.imbalance(), 3)
+            imbalance[str(load.tokens)] = round(load.imbalance(), 3)
     lines = {name: np.stack(np.broadcast_arrays(*part), axis=1) for name, part in columns.items()}
     notes = {"expert_load": loads.said, "imbalance_at_tokens": imbalance}
     return ExpertTables(sizes, _padded(engine, ranks), lines, most, notes)
@@ -128,7 +128,8 @@ def _received(call: Call, load: RankLoads) -> Floats:
     top_k = call.shape["top_k"]
     share = np.minimum(load.pairs / (load.tokens * top_k), 1.0)
     hit: Floats = load.tokens * (1 - (1 - share) ** top_k)
-    return np.maximum(hit, hit.sum(axis=-1, keepdims=True) / call.shape["ranks"])
+    sent: Floats = hit.sum(axis=-1, keepdims=True) / call.shape["ranks"]
+    return np.maximum(hit, sent)
 
 
 def token_grid(most: int) -> Floats:
