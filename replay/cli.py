@@ -161,13 +161,18 @@ def fit(
 
         click.echo(overhead_table(fit_overhead(bundles, operators, deployment, out, _say)))
         return
+    from simulator.moe.fit import describe, fit_bundles, write_fitted
     from simulator.step_time.fit import fit_profile, profile_table
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle
 
-    profile = fit_profile([read_bundle(b) for b in bundles], progress=_say)
+    captures = [read_bundle(b) for b in bundles]
+    profile, loads = fit_profile(captures, progress=_say), fit_bundles(captures)
     save_profile(profile, out)
     click.echo(profile_table(profile))
+    if loads is not None:
+        write_fitted(loads, out)
+        click.echo(describe(loads))
 
 
 @main.command()

@@ -15,9 +15,11 @@ from simulator.deployment import (
     load_deployment,
     parse_deployment,
 )
-from simulator.hardware import load_hardware
+from simulator.hardware import DeviceLink, Hardware, load_hardware
 from simulator.memory import KVCapacity, kv_capacity
 from simulator.model import ModelSpec, load_model
+from simulator.moe.deployed import deployed_loads
+from simulator.moe.laws import check_law
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.step_time.base import StepTimeModel
@@ -60,6 +62,8 @@ class Plan:
             num_gpu_blocks=self.capacity.blocks,
             max_model_len=engine.max_model_len or self.model.max_len,
             windows=self.model.kv_windows(),
+            lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
+            dp_sync_interval=engine.dp_sync_interval,
             **{name: getattr(engine, name) for name in names},
         )
 
@@ -111,6 +115,7 @@ def _only_cluster(deployment: Deployment) -> Cluster:
         raise ConfigError("engine.pipeline_parallel_size: only 1 can be simulated")
     create_policy(engine.scheduling_policy)
     check_router(deployment.routing.policy)
+    check_law(deployment.moe.expert_load)
     return cluster
 
 
@@ -118,14 +123,10 @@ def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
     engine = deployment.clusters[0].engine
     found = {
-        "lock-step of data-parallel MoE ranks": engine.data_parallel_size > 1
-        and engine.enable_expert_parallel,
         "enable_dbo": engine.enable_dbo,
-        "enable_eplb": engine.enable_eplb,
         "cudagraph_capture_sizes": bool(engine.cudagraph_capture_sizes),
-        "links": bool(deployment.links),
+        "links": any(link.from_ != link.to for link in deployment.links),
         "pipeline": deployment.pipeline.policy != "none",
-        "moe.expert_load": deployment.moe.expert_load != "uniform",
     }
     return [name for name, given in found.items() if given]
 
@@ -144,6 +145,19 @@ def _device(name: str, home: Path) -> str:
         return name
 
 
+def with_own_link(hardware: Hardware, plan: Plan) -> Hardware:
+    """The device with the link that the deployment measured inside its cluster, if it did."""
+    for link in plan.deployment.links:
+        if link.from_ == link.to == plan.cluster.name:
+            own = DeviceLink(
+                kind="as given",
+                bandwidth_gb_s=link.bandwidth_gb_s,
+                latency_us=link.latency_us,
+            )
+            return hardware.model_copy(update={"intra_node": own})
+    return hardware
+
+
 def load_step_time(
     plan: Plan, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[StepTimeModel, dict[str, Any]]:
@@ -153,9 +167,11 @@ def load_step_time(
                           "with --operators")  # fmt: skip
     path = find_file(plan.deployment.operators, plan.home)
     if (path / KERNELS).is_file() and not (path / PROFILE).is_file():
-        hardware = load_hardware(plan.cluster.hardware, plan.home)
+        engine = plan.cluster.engine
+        loads = deployed_loads(plan.deployment.moe, plan.model, engine, plan.home, path)
+        hardware = with_own_link(load_hardware(plan.cluster.hardware, plan.home), plan)
         return deployed_step_time(
-            path, plan.model, plan.cluster.engine, hardware, plan.engine_version, progress
+            path, plan.model, engine, hardware, plan.engine_version, loads, progress
         )
     profile = load_profile(path)
     for key, value in profile.model.items():

@@ -156,9 +156,17 @@ def _manifest(
             "workload": workload.source,
             "operators": operators,
             "step_time": model.coverage(),
+            **_spent(model),
             "kv_capacity": plan.capacity.source,
         },
     )
+
+
+def _spent(model: StepTimeModel) -> dict[str, Any]:
+    """Where the time of the forwards went, seconds summed over ranks, if the model tells."""
+    spent: dict[str, float] = getattr(model, "spent", dict)()
+    known = {name: float(f"{seconds:.6g}") for name, seconds in spent.items() if name}
+    return {"forward_s": known} if known else {}
 
 
 def summary(bundle: Bundle) -> str:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from reports.markdown import escape
 from reports.scorecard_file import read_scorecard
+from reports.tables import escape
 from reports.whatif_html import html
 from reports.whatif_words import (
     COLUMNS,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports import words
-from validation.samples import COMPARED
+from validation.compared import COMPARED
 from validation.whatif import FAILS, MEETS, UNDECIDED, Found
 
 SHOWN = 12  # points in the tables, beside those on the front

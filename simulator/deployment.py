@@ -31,7 +31,9 @@ class Engine(_Strict):
     tensor_parallel_size: int = Field(1, ge=1)
     pipeline_parallel_size: int = Field(1, ge=1)
     data_parallel_size: int = Field(1, ge=1)
+    dp_sync_interval: int = Field(16, ge=1)
     enable_expert_parallel: bool = False
+    all2all_backend: str = "allgather_reducescatter"
     enable_eplb: bool = False
     num_redundant_experts: int = Field(0, ge=0)
     enable_dbo: bool = False

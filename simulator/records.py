@@ -35,7 +35,8 @@ class Recorder:
 
     def __init__(self, record: Sequence[str], cluster: str, demand: Demand, sink: Sink) -> None:
         room = {name: ROOM[name] * (name in record) for name in RECORDABLE}
-        seats = demand.config.max_num_seqs
+        ranks = demand.config.lock_step_ranks
+        seats = demand.config.max_num_seqs * ranks
         if room["step_requests"]:
             room["step_requests"] += seats
         self.steps = np.zeros(room["steps"], Step.dtype)
@@ -44,10 +45,11 @@ class Recorder:
         self._cluster = cluster
         self._sink = sink
         self._seats = seats
+        self._at_once = 2 * ranks - (ranks == 1)  # with the last dummy batches of a wave
 
     def is_full(self, steps: int, rows: int) -> bool:
-        """Whether one more step may not fit."""
-        full_steps = len(self.steps) and steps >= len(self.steps)
+        """Whether the steps that end at one time may not fit."""
+        full_steps = len(self.steps) and steps + self._at_once > len(self.steps)
         return bool(full_steps or (len(self.rows) and rows + self._seats > len(self.rows)))
 
     def flush(self, steps: int, rows: int) -> None:
@@ -67,6 +69,8 @@ class Recorder:
             "decode_tokens": pa.array(log["tokens"] - log["prefill_tokens"]),
             "padded_tokens": pa.array(log["tokens"]),
         }
+        if self._demand.config.lock_step_ranks > 1:
+            columns["dummy"] = pa.array(log["dummy"].astype(bool))
         return _in_order("steps", columns)
 
     def _rows_table(self, log: npt.NDArray[Any]) -> pa.Table:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from simulator.clock import NEVER
 from simulator.scheduling.reference import Batch, Scheduler
 from simulator.scheduling.request import MAX_PREEMPTIONS, Request, Status
-from simulator.step_time.base import StepTimeModel, StepTimes, shape_of
+from simulator.step_time.base import StepTimeModel, StepTimes, draw_of, shape_of
 from traces.errors import ConfigError, InvariantError
 
 NOTHING = StepTimes(0, 0, 0)
@@ -28,7 +28,10 @@ NOTHING = StepTimes(0, 0, 0)
 
 @dataclass(slots=True)
 class Step:
-    """A step in flight: its batch, its times in ps, and the queue as schedule() left it."""
+    """A step in flight: its batch, its times in ps, and the queue as schedule() left it.
+
+    ``dummy``: run by a lock-step rank that had nothing to run.
+    """
 
     batch: Batch
     times: StepTimes
@@ -37,39 +40,33 @@ class Step:
     running: int
     waiting: int
     free_blocks: int
+    dummy: bool = False
 
 
-class Replica:
-    """A scheduler, its step-time model and its clock.
+class Rank:
+    """A scheduler, its input queue and its steps in flight; it has no clock of its own.
 
-    ``next_ps`` is the time of its next event, which ``advance`` processes; ``arrive`` brings
-    a request in between. ``on_step(replica, step)`` is told when a step ends,
-    ``on_finish(replica, request, now_ps)`` when a request does.
+    ``on_step(rank, step)`` is told when a step ends, ``on_finish(rank, request, now_ps)``
+    when a request does.
     """
 
     def __init__(
         self,
         index: int,
         scheduler: Scheduler,
-        model: StepTimeModel,
-        on_finish: Callable[[Replica, Request, int], None],
-        on_step: Callable[[Replica, Step], None] | None = None,
+        frontend_ps: int,
+        on_finish: Callable[[Rank, Request, int], None],
+        on_step: Callable[[Rank, Step], None] | None = None,
     ) -> None:
         self.index = index
         self.scheduler = scheduler
-        self.model = model
         self.on_step = on_step
         self.on_finish = on_finish
-        self.next_ps = NEVER
-        self.ending = False  # the next event is a step's end, else a wake-up
         self.unfinished = 0
         self.steps = 0
-        self._frontend_ps = model.frontend_ps
+        self.flight: deque[Step] = deque()
+        self._frontend_ps = frontend_ps
         self._inbox: deque[tuple[int, Request]] = deque()
-        self._flight: deque[Step] = deque()
-        self._depth = scheduler.config.max_concurrent_batches
-        self._host_free_ps = 0
-        self._device_free_ps = 0
         self._empty_in_a_row = 0
 
     @property
@@ -85,39 +82,27 @@ class Replica:
         kv = self.scheduler.kv
         return 1.0 - kv.free_blocks / (kv.blocks - 1)
 
-    def arrive(self, request: Request, at_ps: int) -> None:
-        """A request was sent here; it reaches the engine's input queue a little later."""
+    def receive(self, request: Request, at_ps: int) -> int:
+        """A request was sent here; returns when it reaches the engine's input queue."""
         request.replica = self.index
         self.unfinished += 1
         due = at_ps + self._frontend_ps
         self._inbox.append((due, request))
-        if not self._flight and not self.scheduler.has_requests:
-            self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
+        return due
 
-    def advance(self) -> None:
-        """Process the event at ``next_ps``."""
-        if self.ending:
-            self._end_step(self.next_ps)
-        else:
-            self._wake(self.next_ps)
+    def inbox_ps(self, earliest: int) -> int:
+        """When the next request reaches the input queue, but not before ``earliest``."""
+        return max(self._inbox[0][0], earliest) if self._inbox else NEVER
 
-    def _wake(self, now: int) -> None:
+    def drain(self, now: int) -> None:
+        """Requests that have reached the input queue enter the scheduler."""
         while self._inbox and self._inbox[0][0] <= now:
             request = self._inbox.popleft()[1]
             request.queued_ps = now
             self.scheduler.add(request)
-        if self.scheduler.has_requests:
-            ran = self._schedule(now)
-            if len(self._flight) < self._depth and (ran or self.scheduler.has_requests):
-                self.next_ps = self._host_free_ps  # room for one more batch: go on at once
-                return
-        if self._flight:
-            self.ending = True
-            self.next_ps = max(self._flight[0].end_ps, self._host_free_ps)
-        else:
-            self.next_ps = max(self._inbox[0][0], now) if self._inbox else NEVER
 
-    def _schedule(self, now: int) -> bool:
+    def plan(self, now: int) -> Batch:
+        """The next step's batch; notes whom it runs for the first time."""
         scheduler = self.scheduler
         batch = scheduler.schedule()
         for request in batch.preempted:
@@ -127,30 +112,26 @@ class Replica:
                     f"{scheduler.kv.blocks - 1} KV blocks requests evict each other for ever"
                 )
         if not batch.tokens and batch.preempted:  # everything preempted: retry at once
-            return self._schedule(now)
-        times = self.model.times(shape_of(batch)) if batch.tokens else NOTHING
-        if self._depth == 1:
-            end = now + times.host + times.forward
-        else:
-            self._host_free_ps = now + times.host
-            end = max(self._host_free_ps, self._device_free_ps) + times.forward
-            self._device_free_ps = end
+            return self.plan(now)
         for row in batch.rows:
             if row.request.first_scheduled_ps < 0:
                 row.request.first_scheduled_ps = now
-        self._flight.append(
-            Step(batch, times, now, end, self.running, self.waiting, scheduler.kv.free_blocks)
-        )
         self._empty_in_a_row = 0 if batch.tokens else self._empty_in_a_row + 1
-        if self._empty_in_a_row > self._depth + 2:
+        if self._empty_in_a_row > scheduler.config.max_concurrent_batches + 2:
             raise InvariantError(self._stuck(now))
-        return batch.tokens > 0
+        return batch
 
-    def _end_step(self, now: int) -> None:
-        step = self._flight.popleft()
-        self.ending = False
+    def launch(self, batch: Batch, times: StepTimes, start: int, end: int, dummy: bool) -> None:
+        """A step is in flight."""
+        free = self.scheduler.kv.free_blocks
+        step = Step(batch, times, start, end, self.running, self.waiting, free, dummy)
+        self.flight.append(step)
+
+    def end_oldest(self, now: int) -> Step:
+        """The oldest step in flight ended: hand out its tokens."""
+        step = self.flight.popleft()
         step.end_ps = now
-        if step.batch.tokens:
+        if step.batch.tokens or step.dummy:
             if self.on_step is not None:
                 self.on_step(self, step)
             self.steps += 1
@@ -161,13 +142,7 @@ class Replica:
                 request.finished_ps = now
                 self.unfinished -= 1
                 self.on_finish(self, request, now)
-        self._host_free_ps = now + step.times.gap
-        if self._flight or self.scheduler.has_requests:
-            self.next_ps = self._host_free_ps
-        elif self._inbox:
-            self.next_ps = max(self._inbox[0][0], self._host_free_ps)
-        else:
-            self.next_ps = NEVER
+        return step
 
     def _stuck(self, now: int) -> str:
         first = self.scheduler.waiting.peek() if self.waiting else None
@@ -176,3 +151,78 @@ class Replica:
             f"{self.waiting} waiting (first: {first and first.name}, {first and first.tokens} "
             f"tokens), {self.scheduler.kv.free_blocks} free blocks"
         )
+
+
+class Replica:
+    """A rank, its step-time model and its clock.
+
+    ``next_ps`` is the time of its next event, which ``advance`` processes; ``arrive`` brings
+    a request in between.
+    """
+
+    def __init__(self, rank: Rank, model: StepTimeModel) -> None:
+        self.ranks = [rank]
+        self.index = rank.index
+        self.next_ps = NEVER
+        self.ending = False  # the next event is a step's end, else a wake-up
+        self._rank = rank
+        self._model = model
+        self._depth = rank.scheduler.config.max_concurrent_batches
+        self._host_free_ps = 0
+        self._device_free_ps = 0
+        self._begun = 0  # steps with work, ended or in flight
+
+    def arrive(self, request: Request, replica: int, at_ps: int) -> None:
+        """A request was sent here."""
+        rank = self._rank
+        due = rank.receive(request, at_ps)
+        if not rank.flight and not rank.scheduler.has_requests:
+            self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
+
+    def advance(self) -> None:
+        """Process the event at ``next_ps``."""
+        if self.ending:
+            self._end_step(self.next_ps)
+        else:
+            self._wake(self.next_ps)
+
+    def _wake(self, now: int) -> None:
+        rank = self._rank
+        rank.drain(now)
+        if rank.scheduler.has_requests:
+            ran = self._schedule(now)
+            if len(rank.flight) < self._depth and (ran or rank.scheduler.has_requests):
+                self.next_ps = self._host_free_ps  # room for one more batch: go on at once
+                return
+        if rank.flight:
+            self.ending = True
+            self.next_ps = max(rank.flight[0].end_ps, self._host_free_ps)
+        else:
+            self.next_ps = rank.inbox_ps(now)
+
+    def _schedule(self, now: int) -> bool:
+        batch = self._rank.plan(now)
+        times = NOTHING
+        if batch.tokens:
+            shape = shape_of(batch)
+            shape.engine_tokens = shape.most_tokens = shape.tokens
+            shape.draw = draw_of(self.index, self._begun)
+            self._begun += 1
+            times = self._model.times(shape)
+        if self._depth == 1:
+            end = now + times.host + times.forward
+        else:
+            self._host_free_ps = now + times.host
+            end = max(self._host_free_ps, self._device_free_ps) + times.forward
+            self._device_free_ps = end
+        self._rank.launch(batch, times, now, end, dummy=False)
+        return batch.tokens > 0
+
+    def _end_step(self, now: int) -> None:
+        rank = self._rank
+        self.ending = False
+        self._host_free_ps = now + rank.end_oldest(now).times.gap
+        if rank.flight or rank.scheduler.has_requests:
+            self.next_ps = self._host_free_ps
+        else:
+            self.next_ps = rank.inbox_ps(self._host_free_ps)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from simulator.engine.advance import send
 from simulator.engine.layout import model_at, pipeline_at, replica_of, winner_of, world_at
 from simulator.engine.pipeline import last_end_of
 from simulator.engine.quiet import settle
 from simulator.engine.run import play, run_to
 from simulator.engine.schedule import abort, add, schedule, update
 from simulator.engine.times import predict
+from simulator.engine.turn import send
 
 
 def evaluate(model: int) -> None:
@@ -25,7 +25,7 @@ def arrive(world: int, e: int, i: int, at_ps: int) -> int:
     """Request ``i`` is sent to replica ``e``; returns the time of the next event of all."""
     w = world_at(world)
     send(w, replica_of(w, e), i, at_ps)
-    play(w, e)
+    play(w, e - e % w.ranks)
     return replica_of(w, winner_of(w, 1).value).next_ps
 
 

@@ -11,6 +11,7 @@ from simulator.engine.records import Record, at, of, small
 
 NONE = -1
 NO_BLOCK = 0
+DRAWS_APART = 7919  # a prime: replicas begin at different draws of the expert loads
 OK, CORRUPT, STUCK, PREEMPTED_FOR_EVER = range(4)  # World.error
 
 
@@ -101,6 +102,7 @@ class Step(Record):
     forward_ps: int
     gap_ps: int
     quiet: int  # nothing but decodes: no rows are written
+    dummy: int  # of a lock-step rank without work
     rows: int
     tokens: int
     prefill_tokens: int
@@ -114,6 +116,7 @@ class Replica(Record):
     """A scheduler, its KV memory, its clock, and the quiet stretch it is in (quiet.py)."""
 
     index: int
+    shape_at: int  # of a lock-step rank's batch
     running_at: int
     steps_at: int
     phase_at: int
@@ -129,6 +132,9 @@ class Replica(Record):
     inbox_last: int
     unfinished: int
     steps: int
+    begun: int  # steps with work, ended or in flight
+    stepping: int  # of lock-step ranks, the first's: they are in a wave,
+    wave: int  # whose so many-th step this is
     empty: int  # steps without a token in a row
     flight: int  # steps in flight, of which the oldest is in slot ``first_slot``
     first_slot: int
@@ -175,6 +181,9 @@ class Shape(Record):
     prefill_context_sq: int
     prefill_context_max: int
     prefill_pairs: int
+    engine_tokens: int
+    most_tokens: int
+    draw: int
 
 
 class Feature(Record):
@@ -203,6 +212,7 @@ class Term(Record):
     planes: int
     cubes: int
     logs: int
+    spent: float  # seconds so far
 
 
 class Stage(Record):
@@ -294,6 +304,8 @@ class World(Record):
     reserve_full: int
     watermark_blocks: int
     frontend_ps: int
+    ranks: int  # that step together
+    sync_interval: int
     # room for, and number of, what is logged
     finished_room: int
     steps_room: int
@@ -323,6 +335,7 @@ row_of = of(Step, "rows_at", Row)
 preempted_of = of(Step, "preempted_at", Number)
 shared_of = of(Request, "shared_at", Shared)
 shape_of = of(Model, "shape_at", Shape)
+own_shape_of = of(Replica, "shape_at", Shape)
 feature_of = of(Model, "shape_at", Feature)
 term_of = of(Model, "terms_at", Term)
 number_of = of(Model, "numbers_at", Coefficient)

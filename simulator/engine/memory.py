@@ -16,6 +16,7 @@ from simulator.engine.layout import (
     Number,
     Replica,
     Row,
+    Shape,
     Step,
     World,
 )  # fmt: skip
@@ -47,7 +48,9 @@ class Memory:
         self.steps = np.zeros((replicas, 2), Step.dtype)
         self.rows = np.zeros((replicas, 2, config.max_num_seqs), Row.dtype)
         self.preempted = np.zeros((replicas, 2, 2 * config.max_num_seqs), Number.dtype)
-        self.finished = np.zeros(FINISHED_ROOM + config.max_num_seqs, Finish.dtype)
+        room = FINISHED_ROOM + config.max_num_seqs * config.lock_step_ranks
+        self.finished = np.zeros(room, Finish.dtype)
+        self.shapes = np.zeros((replicas, 1), Shape.dtype)
         self._lay_out_replicas(config, contents)
         self.steps["rows_at"] = _addresses(self.rows)
         self.steps["preempted_at"] = _addresses(self.preempted)
@@ -106,6 +109,7 @@ class Memory:
             replicas[field] = _addresses(array)
         replicas["running_at"] = _addresses(self.seats)
         replicas["steps_at"] = _addresses(self.steps)
+        replicas["shape_at"] = _addresses(self.shapes)
         replicas["index"] = np.arange(count)
         replicas["next_ps"] = NEVER
         for name in ("inbox_first", "inbox_last", "waiting_first", "waiting_last"):
@@ -139,6 +143,8 @@ class Memory:
             "reserve_full": config.scheduler_reserve_full_isl,
             "watermark_blocks": int(config.watermark * config.num_gpu_blocks),
             "frontend_ps": frontend_ps,
+            "ranks": config.lock_step_ranks,
+            "sync_interval": config.dp_sync_interval,
         }
         for name, value in settings.items():
             self.world[name] = value

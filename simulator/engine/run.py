@@ -9,6 +9,7 @@ from __future__ import annotations
 from simulator.engine.advance import advance
 from simulator.engine.build import compiled
 from simulator.engine.layout import NONE, Replica, World, replica_of, winner_of
+from simulator.engine.lockstep import advance_together
 
 
 @compiled
@@ -22,7 +23,10 @@ def run_to(w: World, limit_ps: int, events: int, in_order: bool) -> int:
         e = winner_of(w, 1).value
         s = replica_of(w, e)
         while events > 0 and s.next_ps < limit_ps and not _must_stop(w):
-            advance(w, s)
+            if w.ranks > 1:
+                advance_together(w, s)
+            else:
+                advance(w, s)
             events -= 1
             if in_order:
                 break
@@ -34,12 +38,13 @@ def run_to(w: World, limit_ps: int, events: int, in_order: bool) -> int:
 
 @compiled
 def _must_stop(w: World) -> bool:
-    """Whether there is an error, or no room for what one more step may leave."""
-    if w.error or w.finished + w.max_seqs > w.finished_room:
+    """Whether there is an error, or no room for what one more event may leave."""
+    rows = w.max_seqs * w.ranks
+    if w.error or w.finished + rows > w.finished_room:
         return True
-    if w.steps_room and w.steps >= w.steps_room:
+    if w.steps_room and w.steps + 2 * w.ranks - (w.ranks == 1) > w.steps_room:
         return True
-    return w.rows_room > 0 and w.rows + w.max_seqs > w.rows_room
+    return w.rows_room > 0 and w.rows + rows > w.rows_room
 
 
 @compiled

@@ -1,11 +1,12 @@
 """How long a step takes: a sum of terms of its shape, for each of three parts.
 
 A term is a coefficient times a function of one or two features of the shape: 1, the feature,
-the feature up to or beyond a knee, the experts active among so many tokens, a table, or the
-attention of the batch (attention.py). Tables are interpolated linearly between their grid
-points, along an axis (and in the value) in the logarithm where marked so. Beyond its edge a
-table keeps the edge's value, and the step counts as extrapolated; where the first feature
-is 0 there is no work: 0. A pipelined model adds to its terms what its stages take.
+the feature up to or beyond a knee, the experts active among so many tokens, a table, what
+the ranks of an engine share, or the attention of the batch (attention.py). Tables are
+interpolated linearly between their grid points, along an axis (and in the value) in the
+logarithm where marked so. Beyond its edge a table keeps the edge's value, and the step counts
+as extrapolated; where the first feature is 0 there is no work: 0. A pipelined model adds to
+its terms what its stages take.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from simulator.engine.pipeline import last_end_of
 
 FORWARD, HOST, GAP = range(3)  # Term.part
 # Term.kind
-CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE = range(9)
+CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE, SHARED = range(10)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
 PS_PER_S = 1e12
 FEATURES = len(Shape.__annotations__)
@@ -59,6 +60,7 @@ def add_up(m: Model) -> None:
     for k in range(m.terms):
         t = term_of(m, k)
         value = number_of(m, t.start).value * _function(m, t, feature_of(m, t.feature).value)
+        t.spent += value
         if t.part == FORWARD:
             forward += value
         elif t.part == HOST:
@@ -104,12 +106,17 @@ def _function(m: Model, t: Term, x: int) -> float:
     if t.kind == LINEAR:
         return float(x)
     if t.kind == DENSE:
+        most = shape_of(m, 0).most_tokens
+        if most <= t.knee:
+            x = most
         if x >= t.columns:
             m.outside = 1
             x = t.columns - 1
         return number_of(m, t.start + 1 + x).value
     if t.kind == ATTENTION:
         return attention(m, t)
+    if t.kind == SHARED:
+        return _shared(m, t)
     if t.kind == TABLE:
         return _interpolate(m, t, x) if x else 0.0
     if t.kind == UPTO:
@@ -123,6 +130,20 @@ def _function(m: Model, t: Term, x: int) -> float:
         m.outside |= x > t.knee
         return 0.0
     return 1.0
+
+
+@compiled
+def _shared(m: Model, t: Term) -> float:
+    """Numbers: coefficient, tokens of all by those of the fullest, grid, a curve for each draw."""
+    shape = shape_of(m, 0)
+    tokens = float(shape.engine_tokens)
+    if shape.most_tokens < t.knee:
+        tokens = number_of(m, t.start + 1 + shape.most_tokens).value
+    grid = t.start + 1 + t.knee
+    column = _position(m, grid, t.columns, tokens)
+    left = min(int(column), t.columns - 2)
+    curve = shape.draw % t.lines
+    return _between(m, grid + t.columns * (1 + curve) + left, column - left)
 
 
 @compiled

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from simulator.clock import NEVER, STEP_END, WAKE
 from simulator.demand import Demand
 from simulator.fleet.base import MANY, Finish
+from simulator.lockstep import LockStep
 from simulator.records import Recorder
-from simulator.replica import Replica, Step
+from simulator.replica import Rank, Replica, Step
 from simulator.scheduling.reference import Scheduler
 from simulator.scheduling.request import Request
 from simulator.step_time.base import StepTimeModel
@@ -30,10 +31,16 @@ class PlainFleet:
         self._logged_steps = self._logged_rows = 0
         on_step = None if recorder is None else self._log
         self.replicas = [
-            Replica(i, Scheduler(demand.config), model, self._finish, on_step)
+            Rank(i, Scheduler(demand.config), model.frontend_ps, self._finish, on_step)
             for i in range(replicas)
         ]
         self.loads = self.replicas
+        ranks = demand.config.lock_step_ranks
+        self._engines: list[Replica | LockStep] = [Replica(rank, model) for rank in self.replicas]
+        if ranks > 1:
+            firsts = range(0, replicas, ranks)
+            self._engines = [LockStep(self.replicas[i : i + ranks], model) for i in firsts]
+        self._engine_of = {rank.index: e for e in self._engines for rank in e.ranks}
         self.next_ps = NEVER
         self._heap: list[tuple[int, int, int]] = []  # (ps, kind, replica): an entry may be stale
         self._done: list[Finish] = []
@@ -43,18 +50,19 @@ class PlainFleet:
         """See ``Fleet``."""
         made = self._demand.make(request)
         self._present[request] = made
-        self.replicas[replica].arrive(made, at_ps)
-        self._push(self.replicas[replica])
+        engine = self._engine_of[replica]
+        engine.arrive(made, replica, at_ps)
+        self._push(engine)
         self._find_next()
 
     def run(self, limit_ps: int, *, events: int = MANY, in_order: bool = False) -> Sequence[Finish]:
         """See ``Fleet``."""
         self._done = []
         while self.next_ps < limit_ps and events and not (in_order and self._done):
-            replica = self.replicas[heapq.heappop(self._heap)[2]]
-            replica.advance()
+            engine = self._engine_of[heapq.heappop(self._heap)[2]]
+            engine.advance()
             events -= 1
-            self._push(replica)
+            self._push(engine)
             self._find_next()
         return self._done
 
@@ -78,27 +86,27 @@ class PlainFleet:
             if r.unfinished
         )
 
-    def _push(self, replica: Replica) -> None:
-        if replica.next_ps != NEVER:
-            kind = STEP_END if replica.ending else WAKE
-            heapq.heappush(self._heap, (replica.next_ps, kind, replica.index))
+    def _push(self, engine: Replica | LockStep) -> None:
+        if engine.next_ps != NEVER:
+            kind = STEP_END if engine.ending else WAKE
+            heapq.heappush(self._heap, (engine.next_ps, kind, engine.index))
 
     def _find_next(self) -> None:
         while self._heap:
             ps, kind, index = self._heap[0]
-            replica = self.replicas[index]
-            if replica.next_ps == ps and replica.ending == (kind == STEP_END):
+            engine = self._engine_of[index]
+            if engine.next_ps == ps and engine.ending == (kind == STEP_END):
                 self.next_ps = ps
                 return
             heapq.heappop(self._heap)
         self.next_ps = NEVER
 
-    def _finish(self, replica: Replica, request: Request, now_ps: int) -> None:
+    def _finish(self, replica: Rank, request: Request, now_ps: int) -> None:
         self._demand.settle(request)
         del self._present[request.index]
         self._done.append(Finish(request.index, replica.index, now_ps))
 
-    def _log(self, replica: Replica, step: Step) -> None:
+    def _log(self, replica: Rank, step: Step) -> None:
         recorder, batch = self._recorder, step.batch
         assert recorder is not None
         if recorder.is_full(self._logged_steps, self._logged_rows):
@@ -111,6 +119,7 @@ class PlainFleet:
                 "end_ps": step.end_ps, "forward_ps": step.times.forward, "tokens": batch.tokens,
                 "prefill_tokens": prefill, "running": step.running, "waiting": step.waiting,
                 "free_blocks": step.free_blocks, "preempted": len(batch.preempted),
+                "dummy": step.dummy,
             }.items():  # fmt: skip
                 log[name] = value
             self._logged_steps += 1

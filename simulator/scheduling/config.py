@@ -11,7 +11,9 @@ class SchedulerConfig:
 
     ``num_gpu_blocks`` counts the null block, as vLLM's does. ``windows`` has one entry
     per KV group: its sliding window in tokens, or None for full attention.
-    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling.
+    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling. The schedulers of
+    ``lock_step_ranks`` data-parallel ranks step together (``simulator/lockstep.py``), and agree
+    on going on every ``dp_sync_interval`` steps.
     """
 
     num_gpu_blocks: int
@@ -28,6 +30,8 @@ class SchedulerConfig:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     windows: tuple[int | None, ...] = (None,)
+    lock_step_ranks: int = 1
+    dp_sync_interval: int = 16
 
     @property
     def max_concurrent_batches(self) -> int:

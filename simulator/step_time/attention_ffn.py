@@ -29,9 +29,9 @@ from simulator.pipeline import Lanes, Pipeline, Stage, Strategy
 from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.functions import Attention, Dense
 from simulator.step_time.layers import TOKENS, Call, Rows, stage_calls
+from simulator.step_time.padding import padded_tokens
 from simulator.step_time.pipelined import PipelinedStepTime, StageCost
 from simulator.step_time.prices import Prices
-from simulator.step_time.tables import padded_tokens
 
 Floats = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2  # 16 bits

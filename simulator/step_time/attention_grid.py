@@ -56,9 +56,14 @@ def measured_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid | Non
     grid = np.full([len(a) for a in axes], np.nan)
     grid[tuple(np.searchsorted(axes[i], points[:, i]) for i in range(4))] = seconds
     known = np.isfinite(grid)
-    predict = _fit(points, seconds)
     cells = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-    filled = np.where(known.ravel(), grid.ravel(), predict(cells)).reshape(grid.shape)
+    query, context, decodes, length = cells.T
+    wanted = ((query > 0) | (context == 0)) & ((decodes > 0) | (length == 0))
+    wanted &= query + decodes > 0
+    filled = grid.copy()
+    if (wanted & ~known.ravel()).any():
+        predict = _fit(points, seconds)
+        filled = np.where(known.ravel(), grid.ravel(), predict(cells)).reshape(grid.shape)
     filled[0, :, 0, :] = 0.0  # nothing to do
     filled[0, 1:] = filled[0, :1]  # no chunk: its context means nothing
     filled[:, :, 0, 1:] = filled[:, :, 0, :1]

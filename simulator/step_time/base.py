@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from simulator.engine.layout import DRAWS_APART
 from simulator.scheduling.reference import Batch
 
 
@@ -31,6 +32,9 @@ class BatchShape:
     prefill_context_sq: int = 0
     prefill_context_max: int = 0
     prefill_pairs: int = 0  # their sum of q c + q (q + 1) / 2: query-key pairs
+    engine_tokens: int = 0  # tokens of all ranks that step together, this one among them
+    most_tokens: int = 0  # of these ranks, the most tokens on one
+    draw: int = 0  # which of the drawn expert loads the step gets
 
     @property
     def prefill_rows(self) -> int:
@@ -38,8 +42,13 @@ class BatchShape:
         return self.rows - self.decodes
 
 
+def draw_of(replica: int, steps: int) -> int:
+    """``BatchShape.draw`` of a replica's step after so many; replicas begin far apart."""
+    return replica * DRAWS_APART + steps
+
+
 def shape_of(batch: Batch) -> BatchShape:
-    """Shape of a batch, O(rows)."""
+    """Shape of a batch, O(rows); what depends on other ranks, or on the step, is left 0."""
     shape = BatchShape(tokens=batch.tokens, rows=len(batch.rows))
     for row in batch.rows:
         q, c = row.tokens, row.computed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import attrgetter
 from struct import Struct
 
@@ -25,6 +25,7 @@ from simulator.step_time.functions import (
     Dense,
     Function,
     Linear,
+    Shared,
     Table,
     UpTo,
 )
@@ -40,6 +41,7 @@ class CompiledStepTime:
 
     Summands are added in their order. ``ranges`` are the largest values of features that
     the model holds for: a step beyond any, or beyond a table, counts as extrapolated.
+    ``parts`` are the names under which ``spent`` adds up the summands of forward.
     ``address`` is where compiled code finds the model.
     """
 
@@ -51,8 +53,10 @@ class CompiledStepTime:
         *,
         frontend_ps: int = 0,
         ranges: Mapping[str, int] | None = None,
+        parts: Sequence[str] = (),
     ) -> None:
         self.frontend_ps = frontend_ps
+        self._parts = parts or [""] * len(forward)
         numbers: list[float] = [1.0]  # a coefficient for what has none
         terms: list[Fields] = [
             {"part": part, **_fields(function, coefficient, numbers)}
@@ -81,7 +85,12 @@ class CompiledStepTime:
         self._evaluate = load(evaluate)
 
     def times(self, shape: BatchShape) -> StepTimes:
-        """Times of a step of this shape; one beyond the model's range is counted."""
+        """Times of a step of this shape; one beyond the model's range is counted.
+
+        A rank of which no more is said steps alone.
+        """
+        if not shape.engine_tokens:
+            shape = replace(shape, engine_tokens=shape.tokens, most_tokens=shape.tokens)
         self._pack(self._shape, 0, *self._features(shape))
         self._evaluate(self.address)
         return StepTimes(*self._answer[self._first : self._first + 3].tolist())
@@ -94,6 +103,13 @@ class CompiledStepTime:
     def coverage(self) -> dict[str, int]:
         """How many steps were asked for and how many lay outside the range."""
         return {name: int(self._model[name][0]) for name in ("steps", "extrapolated")}
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of forward so far by part, summed over all steps asked for."""
+        found = dict.fromkeys(self._parts, 0.0)
+        for name, term in zip(self._parts, self._terms, strict=False):
+            found[name] += float(term["spent"])
+        return found
 
 
 def _fields(function: Function, coefficient: float, numbers: list[float]) -> Fields:
@@ -112,10 +128,12 @@ def _fields(function: Function, coefficient: float, numbers: list[float]) -> Fie
         case ActiveExperts(experts, top_k):
             numbers += [float(experts), 1.0 - top_k / experts]
             return {"kind": times.ACTIVE_EXPERTS, "start": start, "feature": _feature("tokens")}
-        case Dense(feature, values):
+        case Dense(feature, values, _):
             numbers += np.asarray(values, float).tolist()
-            size = {"columns": len(values)}
+            size = {"columns": len(values), "knee": function.together}
             return {"kind": times.DENSE, "start": start, "feature": _feature(feature), **size}
+        case Shared():
+            return {"kind": times.SHARED, "start": start, **_shared(function, numbers)}
         case Attention():
             return {"kind": times.ATTENTION, "start": start, **_attention(function, numbers)}
         case Table():
@@ -142,6 +160,15 @@ def _table(table: Table, numbers: list[float]) -> Fields:
         "logs": sum(log for axis, log in zip(axes, logs, strict=False) if axis.log)
         + times.LOG_VALUE * table.log,
     }
+
+
+def _shared(curves: Shared, numbers: list[float]) -> Fields:
+    grid, values = np.asarray(curves.grid, float), np.asarray(curves.values, float)
+    if len(grid) < 2 or (np.diff(grid) <= 0).any() or values.shape != (len(values), len(grid)):
+        raise ConfigError(f"shared table: values of shape {values.shape} on {len(grid)} points")
+    for part in (curves.padded, grid, values):
+        numbers += np.asarray(part, float).ravel().tolist()
+    return {"knee": len(curves.padded), "columns": len(grid), "lines": len(values)}
 
 
 def _attention(table: Attention, numbers: list[float]) -> Fields:

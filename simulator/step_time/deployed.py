@@ -17,19 +17,20 @@ from typing import Any
 from simulator.deployment import Engine
 from simulator.hardware import Hardware
 from simulator.model import ModelSpec
+from simulator.step_time.experts import ExpertLoads
 from simulator.step_time.kernel_types import kernel_types
 from simulator.step_time.overhead import load_overhead
 from simulator.step_time.tables import OperatorStepTime, StepTables, load_tables, save_tables
 from traces.bundle import content_hash
 from traces.digest import text_digest
-from traces.errors import ConfigError
 
 KERNELS = "kernels.parquet"
 FORMAT = 2  # of the baked tables: a change of what baking does changes their digest
 BAKED_FOR = (
-    "tensor_parallel_size", "enable_expert_parallel", "data_parallel_size", "dtype",
-    "kv_cache_dtype", "quantization", "moe_backend", "max_model_len", "max_num_batched_tokens",
-    "max_num_seqs", "enforce_eager", "cudagraph_capture_sizes",
+    "tensor_parallel_size", "enable_expert_parallel", "data_parallel_size", "all2all_backend",
+    "num_redundant_experts", "dtype", "kv_cache_dtype", "quantization", "moe_backend",
+    "max_model_len", "max_num_batched_tokens", "max_num_seqs", "enforce_eager",
+    "cudagraph_capture_sizes",
 )  # fmt: skip
 
 
@@ -39,14 +40,13 @@ def deployed_step_time(
     engine: Engine,
     hardware: Hardware,
     engine_version: str | None,
+    loads: ExpertLoads | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[OperatorStepTime, dict[str, Any]]:
     """The model for one engine, and what to note of it in the manifest.
 
     Raises ConfigError for what the tables cannot price, TraceError for a damaged profile.
     """
-    if engine.data_parallel_size > 1 and engine.enable_expert_parallel:
-        raise ConfigError(f"{profile}: step times under expert parallelism cannot be baked yet")
     kernels = content_hash(profile / KERNELS)
     shape = {
         "format": FORMAT,
@@ -55,11 +55,12 @@ def deployed_step_time(
         "engine": {name: getattr(engine, name) for name in BAKED_FOR},
         "hardware": hardware.model_dump(mode="json"),
         "engine_version": engine_version,
+        "experts": loads.said if loads is not None else None,
     }
     file = profile / "baked" / f"{text_digest(shape)}.npz"
     tables = load_tables(file) if file.is_file() else None
     if tables is None:
-        tables = _bake(profile, kernels, model, engine, hardware, engine_version, progress)
+        tables = _bake(profile, kernels, model, engine, hardware, engine_version, loads, progress)
         try:
             save_tables(tables, file)
         except OSError:  # a profile that cannot be written to is baked each time
@@ -76,7 +77,7 @@ def deployed_step_time(
 
 def _bake(
     profile: Path, hashed: str, model: ModelSpec, engine: Engine, hardware: Hardware,
-    engine_version: str | None, progress: Callable[[str], None],
+    engine_version: str | None, loads: ExpertLoads | None, progress: Callable[[str], None],
 ) -> StepTables:  # fmt: skip
     import pyarrow.parquet as pq
 
@@ -94,7 +95,7 @@ def _bake(
     library = kept_library(profile, hashed) or Library(fitted_on={"kernels": hashed})
     kept = len(library.operators)
     unmeasured = Unmeasured(kernels, library, progress)
-    tables = bake(Prices(kernels, hardware, types, unmeasured), model, engine)
+    tables = bake(Prices(kernels, hardware, types, unmeasured), model, engine, loads)
     if len(library.operators) > kept:
         with suppress(OSError):  # a profile that cannot be written to
             save_library(library, profile)

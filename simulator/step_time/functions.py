@@ -106,10 +106,29 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A value for each of 0, 1, 2, ... of the feature; beyond the last it holds, and is counted."""
+    """A value for each of 0, 1, 2, ... of the feature; beyond the last it holds, and is counted.
+
+    Up to ``together`` tokens on the fullest rank all ranks that step together run as many as
+    that one (CUDA graphs of one size): it counts then, in place of the feature.
+    """
 
     feature: str
     values: Numbers
+    together: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all ranks that step together share, over the tokens of all: a curve for each draw.
+
+    ``values[j][i]`` belongs to draw j and ``grid[i]`` tokens (ascending, from 1), linear in
+    between; a step of draw d takes the curve d modulo their number. ``padded[m]`` are the
+    tokens of all ranks where the fullest has m and all run as many; beyond, the ranks' own.
+    """
+
+    grid: Numbers
+    values: Sequence[Numbers] | Floats
+    padded: Numbers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +147,4 @@ class Attention:
     spread_most: float
 
 
-Function = Constant | Linear | UpTo | Beyond | ActiveExperts | Dense | Table | Attention
+Function = Constant | Linear | UpTo | Beyond | ActiveExperts | Dense | Shared | Table | Attention

@@ -6,6 +6,17 @@ A decoder layer of GQA, tensor-parallel over t ranks (vLLM's fused projections):
     norm -> gate_up_proj -> act_fn -> down_proj -> all_reduce                     (dense)
     norm -> router -> grouped_gemm (+ shared expert) -> all_reduce                (MoE)
 
+With data-parallel ranks the experts, split over all TP x DP ranks, take the tokens of all
+(vLLM's ``all2all_backend``)::
+
+    norm -> router -> dispatch -> grouped_gemm -> combine [-> all_gather or all_reduce over TP]
+
+``allgather_reducescatter`` (vLLM's default; ``distributed/device_communicators/all2all.py``):
+every rank gets the tokens of all (all_gather) and adds up what all made of its own
+(reduce_scatter), whatever the experts' loads are. Over all TP x DP ranks where experts are
+whole and TP > 1 (each TP rank a part of the tokens, gathered over TP in the end), else over
+the DP ranks. The others send a token to the ranks of its experts only (all_to_all).
+
 then the final norm, lm_head over the rows that sample (vocabulary split over t) and the
 sampler. With MLA the projections are q_a, q_b (or q), kv_a and o; W_UK and W_UV are part of
 the attention kernel's inputs (kv_b).
@@ -18,11 +29,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from simulator.deployment import Engine
-from simulator.model import MLASpec, ModelSpec
+from simulator.model import MLASpec, ModelSpec, MoESpec
 
-Rows = Literal["tokens", "sampled"]
+Rows = Literal["tokens", "sampled", "engine"]
 TOKENS: Rows = "tokens"
 SAMPLED: Rows = "sampled"
+ENGINE: Rows = "engine"  # tokens of all ranks that step together
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
+AGRS = "allgather_reducescatter"
+# backends that send tokens to their experts; bytes of an activation sent to an expert
+ALL_TO_ALL = (
+    "deepep_high_throughput", "deepep_low_latency", "deepep_v2", "flashinfer_all2allv",
+    "flashinfer_nvlink_one_sided", "flashinfer_nvlink_two_sided", "mori_high_throughput",
+    "mori_low_latency", "nixl_ep", "pplx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +50,9 @@ class Call:
     """One operator, run ``count`` times in a step.
 
     ``family`` and the keys of ``shape`` are those of the ``kernels`` table. ``rows`` says what
-    its size grows with: the tokens of the step or the rows that sample. For collectives
-    ``shape`` holds ``bytes`` per row.
+    its size grows with: the tokens of the step, the rows that sample, or the tokens of all
+    ranks that step together. For collectives ``shape`` holds ``bytes`` per row, and ``span``
+    is how many consecutive devices their ranks spread over.
     """
 
     family: str
@@ -39,6 +60,7 @@ class Call:
     rows: Rows
     shape: dict[str, int] = field(default_factory=dict)
     count: int = 1
+    span: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +144,47 @@ def _mlp_blocks(model: ModelSpec, engine: Engine) -> Iterator[Call]:
     yield Call("elementwise", "layernorm", TOKENS, {"hidden": model.hidden}, model.layers)
     if dense:
         yield from _gated_mlp(model.hidden, model.inter // tp, dense)
+        yield from _all_reduce(model, tp, dense)
     if model.moe is not None:
         moe, layers = model.moe, model.moe_layers
-        ep = tp * engine.data_parallel_size if engine.enable_expert_parallel else 1
-        yield Call(
-            "router", "gate", TOKENS, {"experts": moe.experts, "hidden": model.hidden}, layers
-        )
-        shape = {
-            "experts": moe.experts, "local_experts": moe.experts // ep, "top_k": moe.top_k,
-            "hidden": model.hidden, "inter": moe.inter, "tp": 1 if ep > 1 else tp, "ep": ep,
-        }  # fmt: skip
-        yield Call("grouped_gemm", "experts", TOKENS, shape, layers)
+        experts = {"experts": moe.experts, "hidden": model.hidden}
+        yield Call("router", "gate", TOKENS, experts, layers)
+        yield from _experts(model, moe, engine)
         if moe.shared_inter:
             yield from _gated_mlp(model.hidden, moe.shared_inter // tp, layers)
-    yield from _all_reduce(model, tp, model.layers)
+
+
+def _experts(model: ModelSpec, moe: MoESpec, engine: Engine) -> Iterator[Call]:
+    tp, dp = engine.tensor_parallel_size, engine.data_parallel_size
+    whole, layers = engine.enable_expert_parallel, model.moe_layers
+    split, ep = (1, tp * dp) if whole else (tp * dp, 1)
+    shape = {
+        "experts": moe.experts, "local_experts": moe.experts // ep, "top_k": moe.top_k,
+        "hidden": model.hidden, "inter": moe.inter, "tp": split, "ep": ep,
+    }  # fmt: skip
+    if dp == 1:
+        yield Call("grouped_gemm", "experts", ENGINE, shape, layers)
+        yield from _all_reduce(model, tp, layers)
+        return
+    wide = 2 * model.hidden  # activations in 16 bits
+    chosen = 8 * moe.top_k  # and, with each token, its experts and their weights
+    apart = whole and tp > 1  # every TP rank has a part of the tokens
+    ranks = tp * dp if apart else dp
+    agrs = engine.all2all_backend == AGRS
+    if agrs:
+        there = {"bytes": wide + chosen, "ranks": ranks}
+        yield Call("all_gather", "dispatch", ENGINE, there, layers, span=tp * dp)
+    else:
+        there = {"bytes": wide, "ranks": ranks, "top_k": moe.top_k}
+        yield Call("all_to_all", "dispatch", ENGINE, there, layers, span=tp * dp)
+    yield Call("grouped_gemm", "experts", ENGINE, shape, layers)
+    back = {"bytes": wide, "ranks": ranks} | ({} if agrs else {"top_k": moe.top_k})
+    family = "reduce_scatter" if agrs else "all_to_all"
+    yield Call(family, "combine", ENGINE, back, layers, span=tp * dp)
+    if apart:
+        yield Call("all_gather", "restore", TOKENS, {"bytes": wide, "ranks": tp}, layers, span=tp)
+    elif tp > 1:
+        yield from _all_reduce(model, tp, layers)
 
 
 def _gated_mlp(hidden: int, inter: int, layers: int) -> Iterator[Call]:
@@ -147,13 +196,14 @@ def _gated_mlp(hidden: int, inter: int, layers: int) -> Iterator[Call]:
 def _all_reduce(model: ModelSpec, tp: int, layers: int) -> Iterator[Call]:
     if tp > 1:
         size = 2 * model.hidden  # activations in 16 bits
-        yield Call("all_reduce", "all_reduce", TOKENS, {"bytes": size, "ranks": tp}, layers)
+        shape = {"bytes": size, "ranks": tp}
+        yield Call("all_reduce", "all_reduce", TOKENS, shape, layers, span=tp)
 
 
 def _gather_logits(model: ModelSpec, tp: int) -> Iterator[Call]:
     if tp > 1:
-        size = 2 * model.vocab // tp
-        yield Call("all_gather", "logits", SAMPLED, {"bytes": size, "ranks": tp})
+        shape = {"bytes": 2 * model.vocab, "ranks": tp}
+        yield Call("all_gather", "logits", SAMPLED, shape, span=tp)
 
 
 @dataclass(frozen=True, slots=True)

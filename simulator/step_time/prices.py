@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
-from simulator.step_time.expert_loads import waking_tokens
+from simulator.step_time.expert_loads import expected_active, waking_tokens
+from simulator.step_time.expert_prices import ExpertPrices, expert_prices
 from simulator.step_time.kernel_types import KernelTypes
-from simulator.step_time.layers import Call
-from simulator.step_time.select_kernels import COLLECTIVES, EVEN, one_backend, where
+from simulator.step_time.layers import COLLECTIVES, Call
+from simulator.step_time.links import link_seconds, nodes_of
+from simulator.step_time.select_kernels import EVEN, one_backend, where
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.kernels.work import least_work
@@ -64,6 +66,7 @@ class Prices:
     types: KernelTypes
     unmeasured: Unmeasured
     estimated: dict[str, str] = field(default_factory=dict)
+    _experts: ExpertPrices | None = None
 
     def seconds(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Seconds of one such operator over ``rows`` tokens, and which were extrapolated.
@@ -72,16 +75,15 @@ class Prices:
         """
         if call.family in COLLECTIVES:
             return self._collective(call, rows)
+        if call.family == "grouped_gemm":
+            pairs = rows * call.shape["top_k"] / call.shape["ep"]
+            return self.experts(call, pairs, expected_active(call.shape, rows))
         curve = self.curve(call)
         if curve is None and call.family in SMALL:
             self.estimated[call.layer] = "memory moved"
             moved = rows * MOVED.get(call.layer, 4) * call.shape["hidden"]
             return _at_least(moved / streamed_gb_s(self.kernels, self.hardware) / 1e9)
-        if call.family != "grouped_gemm" or not self._labelled():
-            return self._at(call, curve, rows)
-        even, drawn = (self._at(call, curve, t)[0] for t in waking_tokens(call.shape, rows))
-        seconds, outside = self._at(call, curve, rows)
-        return seconds - (even - drawn), outside
+        return self._at(call, curve, rows)
 
     def _at(
         self, call: Call, curve: Curve | None, rows: Floats
@@ -117,19 +119,48 @@ class Prices:
             shape["load"] = EVEN[0]
         return shape
 
+    def experts(
+        self, call: Call, pairs: Floats, active: Floats
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Seconds of a grouped GEMM on ranks with such loads, and which were extrapolated.
+
+        ``pairs`` and ``active`` (any shape) are a rank's tokens times experts, and its experts
+        with any. Raises ConfigError naming the shape that is missing.
+        """
+        if not self._labelled():
+            if self._experts is None:
+                self._experts = expert_prices(self.kernels, call)
+            if self._experts is not None:
+                return self._experts.at(pairs, active)
+        curve = self._even_curve(call, pairs)
+        tokens = pairs * call.shape["ep"] / call.shape["top_k"]
+        even, woken = waking_tokens(call.shape, tokens, active)
+        seconds, outside = curve.at(tokens)
+        return seconds - (curve.at(even)[0] - curve.at(woken)[0]), outside
+
+    def _even_curve(self, call: Call, pairs: Floats) -> Curve:
+        """An even load's seconds over the tokens of all ranks, measured or fitted."""
+        if (curve := self.curve(call)) is not None:
+            return curve
+        most = float(pairs.max()) * call.shape["ep"] / call.shape["top_k"]
+        sizes = 2.0 ** np.arange(0.0, np.log2(max(most, 2.0)) + 0.5, 0.5)
+        seconds, outside = self._at(call, None, sizes)
+        known = outside if outside.all() else ~outside
+        return Curve(sizes[known], seconds[known])
+
     def _collective(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        ranks = call.shape["ranks"]
         size = rows * float(call.shape["bytes"])
-        found = where(self.kernels, {"operator": call.family, "ranks": ranks})
+        nodes = nodes_of(call, self.hardware)
+        found = where(self.kernels, {"operator": call.family, "ranks": call.shape["ranks"]})
+        if "nodes" in found.column_names:
+            found = found.filter(pc.equal(pc.fill_null(found.column("nodes"), 1), nodes))
         curve = _curve(one_backend(found), "bytes")
         if curve is not None:
             return curve.at(size)
-        link = self.hardware.intra_node
-        self.estimated[call.layer] = f"link {link.kind}"
-        # ring: 2 (n - 1) / n of the message crosses each link, in as many hops
-        share = (2.0 if call.family == "all_reduce" else 1.0) * (ranks - 1) / ranks
-        seconds = size * share / (link.bandwidth_gb_s * 1e9) + link.latency_us * 1e-6
-        return seconds, np.zeros(len(rows), bool)
+        links = [self.hardware.intra_node] if nodes < call.shape["ranks"] else []
+        links += [self.hardware.inter_node] if nodes > 1 and self.hardware.inter_node else []
+        self.estimated[call.layer] = f"link {' and '.join(link.kind for link in links)}"
+        return link_seconds(call, size, self.hardware), np.zeros(len(rows), bool)
 
     def _missing(self, call: Call) -> str:
         shape = ", ".join(f"{k} {v}" for k, v in call.shape.items())

@@ -1,11 +1,12 @@
 """Step times of a deployment from its operators, baked to dense tables.
 
     forward = by_tokens[pad(tokens)] + by_sampled[sampled] + sum over attention grids
+              + experts, their exchange and the wait for the slowest rank (experts.py)
 
-``by_tokens`` adds up every operator whose size is the step's tokens (projections, MLPs,
-experts, norms, collectives of all layers), padded to the CUDA graph's size where one is
-replayed; ``by_sampled`` those of the rows that sample (lm_head, sampler). Several prefills in
-one batch count as one chunk with as many query-key pairs.
+``by_tokens`` adds up every operator whose size is the rank's tokens (projections, MLPs, norms;
+collectives apart), padded to the CUDA graph's size where one is replayed; ``by_sampled`` those
+of the rows that sample (lm_head, sampler). Several prefills in one batch count as one chunk
+with as many query-key pairs.
 """
 
 from __future__ import annotations
@@ -24,28 +25,35 @@ from simulator.model import ModelSpec
 from simulator.step_time.attention_grid import AttentionGrid, measured_grid
 from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.compiled import CompiledStepTime
-from simulator.step_time.functions import Attention, Constant, Dense, Function
-from simulator.step_time.layers import SAMPLED, TOKENS, attention_calls, calls
+from simulator.step_time.experts import ExpertLoads, ExpertTables, bake_experts
+from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
+from simulator.step_time.layers import COLLECTIVES, SAMPLED, TOKENS, attention_calls, calls
+from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import Prices
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
+PARTS = ("exchange", "experts", "straggler")
 
 
 @dataclass(slots=True)
 class StepTables:
     """Baked tables of one deployed shape.
 
-    ``by_tokens`` and ``by_sampled`` are seconds at 0, 1, 2, ... tokens or rows;
-    ``tokens_most`` and ``sampled_most`` the largest that rest on measurements.
+    ``by_tokens``, ``collectives`` and ``by_sampled`` are seconds at 0, 1, 2, ... tokens or rows;
+    ``tokens_most`` and ``sampled_most`` the largest that rest on measurements. Ranks that step
+    together all run as many tokens as the fullest of them, if that has ``together`` at most.
     """
 
     by_tokens: Floats
+    collectives: Floats
     by_sampled: Floats
     tokens_most: int
     sampled_most: int
+    together: int
     grids: list[AttentionGrid]
     layers: list[int]
+    experts: ExpertTables | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,8 +61,9 @@ def save_tables(tables: StepTables, path: Path) -> None:
     """Write tables as ``.npz``: arrays and one JSON text, nothing executable."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "by_tokens": tables.by_tokens,
+        "collectives": tables.collectives,
         "by_sampled": tables.by_sampled,
-        "most": np.array([tables.tokens_most, tables.sampled_most]),
+        "most": np.array([tables.tokens_most, tables.sampled_most, tables.together]),
         "layers": np.array(tables.layers),
         "notes": np.array(json.dumps(tables.notes, sort_keys=True)),
     }
@@ -62,6 +71,11 @@ def save_tables(tables: StepTables, path: Path) -> None:
         arrays |= {f"axis{i}.{j}": axis for j, axis in enumerate(grid.axes)}
         arrays |= {f"seconds{i}": grid.seconds, f"spread{i}": grid.spread}
         arrays[f"limits{i}"] = np.array([grid.measured, grid.spread_most])
+    if tables.experts is not None:
+        experts = tables.experts
+        arrays |= {"experts.grid": experts.grid, "experts.padded": experts.padded}
+        arrays |= {f"experts.{name}": part for name, part in experts.parts.items()}
+        arrays["experts.most"] = np.array(experts.most)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -81,64 +95,68 @@ def load_tables(path: Path) -> StepTables:
                     axes, found[f"seconds{i}"], measured, found[f"spread{i}"], most
                 )
                 grids.append(grid)
-            tokens_most, sampled_most = (int(n) for n in found["most"])
+            experts = None
+            if "experts.grid" in found:
+                parts = {name: found[f"experts.{name}"] for name in PARTS}
+                experts = ExpertTables(
+                    found["experts.grid"], found["experts.padded"], parts,
+                    int(found["experts.most"]), {},
+                )  # fmt: skip
+            tokens_most, sampled_most, together = (int(n) for n in found["most"])
             return StepTables(
-                found["by_tokens"], found["by_sampled"], tokens_most, sampled_most, grids, layers,
-                json.loads(str(found["notes"])),
+                found["by_tokens"], found["collectives"], found["by_sampled"], tokens_most,
+                sampled_most, together, grids, layers, experts, json.loads(str(found["notes"])),
             )  # fmt: skip
     except (OSError, KeyError, ValueError) as error:
         raise TraceError(f"{path}: not a baked table: {error}") from None
 
 
-def bake(prices: Prices, model: ModelSpec, engine: Engine) -> StepTables:
+def bake(
+    prices: Prices, model: ModelSpec, engine: Engine, loads: ExpertLoads | None = None
+) -> StepTables:
     """Price every operator of a step at every size. Raises ConfigError for what is missing."""
     tokens = np.arange(1.0, engine.max_num_batched_tokens + 1)
     sampled = np.arange(1.0, engine.max_num_seqs + 1)
-    by_tokens, tokens_most = _summed(prices, model, engine, TOKENS, tokens)
-    by_sampled, sampled_most = _summed(prices, model, engine, SAMPLED, sampled)
+    local, wires, tokens_most = _summed(prices, model, engine, TOKENS, tokens)
+    by_sampled, gather, sampled_most = _summed(prices, model, engine, SAMPLED, sampled)
     padded = padded_tokens(engine, len(tokens))
     attention = attention_calls(model, engine.tensor_parallel_size)
+    experts = bake_experts(prices, model, engine, loads or ExpertLoads())
     return StepTables(
-        by_tokens[padded],
-        by_sampled,
+        local[padded],
+        wires[padded],
+        by_sampled + gather,
         tokens_most,
         sampled_most,
+        max(engine.graph_sizes(), default=0),
         [
             measured_grid(prices.kernels, call)
             or predicted_grid(prices.unmeasured, prices.types, call, model, engine)
             for call in attention
         ],
         [call.count for call in attention],
-        {"estimated": dict(prices.estimated), "fitted": dict(prices.unmeasured.used)},
+        experts,
+        {
+            "estimated": dict(prices.estimated),
+            "fitted": dict(prices.unmeasured.used),
+            **(experts.notes if experts else {}),
+        },
     )
 
 
 def _summed(
     prices: Prices, model: ModelSpec, engine: Engine, rows: str, sizes: Floats
-) -> tuple[Floats, int]:
-    """Seconds of all operators that grow with ``rows``, at 0 and each of ``sizes``."""
-    total, known = np.zeros(len(sizes)), np.ones(len(sizes), bool)
+) -> tuple[Floats, Floats, int]:
+    """Seconds of all operators that grow with ``rows``, collectives apart, from 0 tokens on."""
+    sums = {False: np.zeros(len(sizes) + 1), True: np.zeros(len(sizes) + 1)}
+    known = np.ones(len(sizes), bool)
     for call in calls(model, engine):
         if call.rows == rows:
             seconds, outside = prices.seconds(call, sizes)
-            total += call.count * seconds
+            sums[call.family in COLLECTIVES][1:] += call.count * seconds
             known &= ~outside
     most = int(sizes[known][-1]) if known.any() else 0
-    return np.concatenate([[0.0], total]), most
-
-
-def padded_tokens(engine: Engine, most: int) -> npt.NDArray[np.int64]:
-    """Tokens the forward runs on for 0..``most`` scheduled: the next CUDA graph size, if any.
-
-    vLLM's ``cudagraph_dispatcher``: a batch larger than the largest graph runs as it is.
-    """
-    padded = np.arange(most + 1)
-    sizes = np.array(sorted(engine.graph_sizes()), np.int64)
-    if len(sizes):
-        inside = padded <= sizes[-1]
-        padded[inside] = sizes[np.searchsorted(sizes, padded[inside])]
-        padded[0] = 0
-    return np.minimum(padded, most)
+    return sums[False], sums[True], most
 
 
 class OperatorStepTime(CompiledStepTime):
@@ -146,18 +164,27 @@ class OperatorStepTime(CompiledStepTime):
 
     def __init__(self, tables: StepTables, *, step_s: float = 0.0, frontend_s: float = 0.0) -> None:
         self._tables = tables
-        forward: list[tuple[float, Function]] = [
-            (1.0, Dense("tokens", tables.by_tokens)),
-            (1.0, Dense("sampled", tables.by_sampled)),
-            (step_s, Constant()),
+        forward: list[tuple[str, float, Function]] = [
+            ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together)),
+            ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together)),
+            ("sampling", 1.0, Dense("sampled", tables.by_sampled)),
+            ("overhead", step_s, Constant()),
         ]
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
-            forward.append((float(count), attention))
+            forward.append(("attention", float(count), attention))
+        ranges = {"tokens": tables.tokens_most, "sampled": tables.sampled_most}
+        if (experts := tables.experts) is not None:
+            ranges["engine_tokens"] = experts.most
+            for name in PARTS:
+                curves = Shared(experts.grid, experts.parts[name], experts.padded)
+                part = "collectives" if name == "exchange" else name
+                forward.append((part, 1.0, curves))
         super().__init__(
-            forward,
+            [(coefficient, function) for _, coefficient, function in forward],
             frontend_ps=to_ps(frontend_s),
-            ranges={"tokens": tables.tokens_most, "sampled": tables.sampled_most},
+            ranges=ranges,
+            parts=[part for part, _, _ in forward],
         )
 
     def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from worlds import config
+from worlds import config, linear_step, shared_step
 
 from simulator.demand import Demand
 from simulator.routing import ROUTERS
@@ -38,6 +38,7 @@ def random_world(seed: int) -> World:
     longest = rng.choice([24, 60, 120])
     outputs = rng.choice([1, 8, 40])
     chunked = rng.random() < 0.75
+    ranks = rng.choice([1, 1, 2, 3])
     least = -(-(longest + 40) // block) + 1
     settings = config(
         num_gpu_blocks=least + (rng.randint(0, least // 2) if rng.random() < 0.6 else 4 * least),
@@ -53,6 +54,8 @@ def random_world(seed: int) -> World:
         async_scheduling=bool(seed % 2),
         scheduler_reserve_full_isl=rng.random() < 0.7,
         watermark=rng.choice([0.0, 0.0, 0.05]),
+        lock_step_ranks=ranks,
+        dp_sync_interval=rng.choice([1, 3, 16]),
     )
     if not chunked:  # the scan stops at a prompt that does not fit, preempted or not
         assert settings.max_num_batched_tokens >= longest + 40
@@ -60,7 +63,8 @@ def random_world(seed: int) -> World:
     table = _requests(rng, rng.randint(3, 30), longest, outputs, given)
     how = {
         "router": list(ROUTERS)[seed // 2 % len(ROUTERS)],
-        "replicas": rng.randint(1, 4),
+        "replicas": ranks * rng.randint(1, 4 if ranks == 1 else 2),
+        "model": linear_step() if ranks == 1 else shared_step(),
         "concurrency": rng.choice([None, None, 1, 5]),
     }
     return World(seed, table, given, settings, how)

@@ -50,6 +50,9 @@ def test_same_tables_in_random_worlds(capsys: pytest.CaptureFixture[str]) -> Non
                 "several replicas": max(requests["replica"].to_pylist()) > 0,
                 "closed loop": world.how["concurrency"] is not None,
                 "equal arrivals": len(set(requests["arrival_s"].to_pylist())) < len(requests),
+                "lock-step": world.config.lock_step_ranks > 1,
+                "dummy steps": "dummy" in plain["steps"].column_names
+                and any(plain["steps"]["dummy"].to_pylist()),
                 "priority": world.config.scheduling_policy == "priority",
                 "no chunked prefill": not world.config.enable_chunked_prefill,
                 **{f"router {name}": world.how["router"] == name for name in [world.how["router"]]},

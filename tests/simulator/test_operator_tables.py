@@ -16,15 +16,10 @@ from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.base import BatchShape
 from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import TOKENS, AttentionCall, Call, attention_calls, calls
+from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import KERNEL_FLOOR_S, Prices
 from simulator.step_time.select_kernels import select_kernels
-from simulator.step_time.tables import (
-    OperatorStepTime,
-    bake,
-    load_tables,
-    padded_tokens,
-    save_tables,
-)
+from simulator.step_time.tables import OperatorStepTime, bake, load_tables, save_tables
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS
@@ -146,7 +141,7 @@ def test_what_was_not_measured_is_estimated_or_refused() -> None:
     )
     assert seconds.tolist() == [KERNEL_FLOOR_S]
     assert prices.estimated == {"kv_write": "memory moved"}
-    experts = {"experts": 8, "top_k": 2, "hidden": 4096, "inter": 1024}
+    experts = {"experts": 8, "top_k": 2, "hidden": 4096, "inter": 1024, "tp": 1, "ep": 1}
     with pytest.raises(ConfigError, match="no grouped_gemm kernel for experts"):
         prices.seconds(Call("grouped_gemm", "experts", TOKENS, experts), np.ones(1))
     heads = AttentionCall("gqa", 64, 8, 128, 0, 1)

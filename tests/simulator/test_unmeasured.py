@@ -189,7 +189,7 @@ def test_a_deployment_of_unseen_shapes_is_baked_once_and_its_models_are_kept(
     pq.write_table(table(measured()), tmp_path / "kernels.parquet")
     engine = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_len=4096)
     said: list[str] = []
-    ask = (tmp_path, model(), engine, H100, None, said.append)
+    ask = (tmp_path, model(), engine, H100, None, None, said.append)
     _, note = deployed_step_time(*ask)
     assert {s.split()[1] for s in said} == {"linear", "attention_prefill", "attention_decode"}
     assert set(note["fitted"]) == {
@@ -197,6 +197,6 @@ def test_a_deployment_of_unseen_shapes_is_baked_once_and_its_models_are_kept(
         "attention_decode",
     }  # fmt: skip
     assert deployed_step_time(*ask)[1] == note
-    other = (tmp_path, model("qwen3-14b"), engine, H100, None, said.append)
+    other = (tmp_path, model("qwen3-14b"), engine, H100, None, None, said.append)
     deployed_step_time(*other)
     assert len(said) == 3  # fitted once, kept for the next deployment

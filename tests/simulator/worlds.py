@@ -32,6 +32,15 @@ def linear_step(frontend_ps: int = 0) -> CompiledStepTime:
     )
 
 
+def shared_step() -> CompiledStepTime:
+    """5 ms a step, 2 ms a token of the rank and 1 ms a token of its engine; host by rows."""
+    return CompiledStepTime(
+        forward=[(5e-3, Constant()), (2e-3, Linear("tokens")), (1e-3, Linear("engine_tokens"))],
+        host=[(1e-3, Linear("rows"))],
+        gap=[(1e-3, Linear("sampled"))],
+    )
+
+
 def config(**changes: object) -> SchedulerConfig:
     """A roomy engine; ``changes`` override."""
     settings: dict[str, object] = {

@@ -1,0 +1,248 @@
+"""Layouts in step time: tensor, data and expert parallel ranks, and the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.deployment import Engine
+from simulator.hardware import DeviceLink, Hardware, load_hardware
+from simulator.model import ModelSpec, model_from_config
+from simulator.moe.laws import Dirichlet, Zipf
+from simulator.moe.placement import PLACEMENTS
+from simulator.step_time.base import BatchShape
+from simulator.step_time.experts import ExpertLoads
+from simulator.step_time.kernel_types import KernelTypes
+from simulator.step_time.layers import COLLECTIVES, attention_calls, calls
+from simulator.step_time.links import link_seconds
+from simulator.step_time.prices import Prices
+from simulator.step_time.tables import OperatorStepTime, bake
+from simulator.step_time.unmeasured import Unmeasured
+from traces.errors import ConfigError
+from traces.schema import KERNELS
+
+BF16 = KernelTypes(*["bfloat16"] * 4)
+DEVICE = load_hardware("h100_sxm")
+KEY = {
+    "timing": "kernel", "device": "h100_sxm", "engine": "vllm", "engine_version": "0.32.0",
+    "dtype": "bfloat16",
+}  # fmt: skip
+MODEL = model_from_config(
+    {
+        "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 4, "head_dim": 16,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 512,
+        "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 32,
+        "intermediate_size": 128, "max_position_embeddings": 4096,
+    },
+    "tiny",
+)  # fmt: skip
+
+
+def engine(**changes: Any) -> Engine:
+    given = {"max_num_seqs": 16, "max_num_batched_tokens": 256, "enforce_eager": True}
+    return Engine(**(given | changes))
+
+
+def kernels(model: ModelSpec, *engines: Engine) -> pa.Table:
+    """Rows for every operator of the engines: 1 us and 10 ns a token, experts 1 us each."""
+    rows: list[dict[str, Any]] = []
+    for e in engines:
+        for call in calls(model, e):
+            if call.family == "linear":
+                rows += [
+                    {"operator": "linear", "layer": call.layer, "m": m, **call.shape,
+                     "duration_s": 1e-6 + 1e-8 * m}
+                    for m in (1, 64, 1024)
+                ]  # fmt: skip
+            if call.family == "grouped_gemm":
+                shape = {k: v for k, v in call.shape.items() if k != "local_experts"}
+                rows += [
+                    {"operator": "grouped_gemm", **shape, "ep": 1, "tokens": t,
+                     "routed_tokens": 4 * t, "active_experts": a,
+                     "duration_s": 1e-6 * a + 1e-8 * 4 * t}
+                    for t in (1, 4, 16, 64, 256, 1024) for a in (1, 2, 4, 8, 16, 32) if a <= 4 * t
+                ]  # fmt: skip
+        for attention in attention_calls(model, e.tensor_parallel_size):
+            rows += [
+                {"operator": "attention_mixed", "heads": attention.heads, "window": 0,
+                 "kv_heads": attention.kv_heads, "head_dim": attention.head_dim,
+                 "query_lens": [q] * bool(q) + [1] * n, "context_lens": [0] * bool(q) + [k] * n,
+                 "duration_s": 1e-6 + 1e-9 * q + 1e-10 * n * k}
+                for q in (0, 16, 256) for n in (0, 1, 4, 16) for k in ((0, 16, 256) if n else (0,))
+                if q or n
+            ]  # fmt: skip
+    names = [c.name for c in KERNELS.columns if any(c.name in r for r in [KEY, *rows])]
+    return pa.Table.from_pylist([KEY | r for r in rows], schema=KERNELS.arrow_schema(names))
+
+
+def step(
+    e: Engine, loads: ExpertLoads | None = None, hardware: Hardware = DEVICE, model: Any = MODEL
+) -> OperatorStepTime:
+    table = kernels(model, e)
+    prices = Prices(table, hardware, BF16, Unmeasured(table))
+    return OperatorStepTime(bake(prices, model, e, loads))
+
+
+def decode(tokens: int, ranks: int = 1, most: int | None = None, draw: int = 0) -> BatchShape:
+    return BatchShape(
+        tokens=tokens, rows=tokens, sampled=tokens, decodes=tokens, decode_context=tokens * 64,
+        decode_context_sq=tokens * 64**2, engine_tokens=ranks * tokens,
+        most_tokens=most or tokens, draw=draw,
+    )  # fmt: skip
+
+
+def forward(model: OperatorStepTime, shape: BatchShape) -> float:
+    return model.times(shape).forward / 1e12
+
+
+def test_without_other_ranks_expert_parallelism_is_tensor_parallelism() -> None:
+    alone, whole = step(engine()), step(engine(enable_expert_parallel=True))
+    for tokens in (1, 7, 16):
+        assert alone.times(decode(tokens)) == whole.times(decode(tokens))
+
+
+def test_collectives_of_each_layout() -> None:
+    def found(**layout: Any) -> dict[str, tuple[str, int, int]]:
+        return {
+            c.layer: (c.family, c.shape["ranks"], c.count)
+            for c in calls(MODEL, engine(**layout))
+            if c.family in COLLECTIVES
+        }
+
+    tp = {"all_reduce": ("all_reduce", 2, 4), "logits": ("all_gather", 2, 1)}
+    assert found() == found(data_parallel_size=1) == {}
+    assert found(tensor_parallel_size=2) == tp
+    assert found(tensor_parallel_size=2, enable_expert_parallel=True) == tp
+    split = {"dispatch": ("all_gather", 4, 4), "combine": ("reduce_scatter", 4, 4)}
+    assert found(data_parallel_size=4) == split
+    assert found(data_parallel_size=4, enable_expert_parallel=True) == split
+    assert found(data_parallel_size=4, tensor_parallel_size=2) == tp | split
+    apart = {"dispatch": ("all_gather", 8, 4), "combine": ("reduce_scatter", 8, 4)}
+    whole = found(data_parallel_size=4, tensor_parallel_size=2, enable_expert_parallel=True)
+    assert whole == tp | apart | {"restore": ("all_gather", 2, 4)}
+    sent = found(
+        data_parallel_size=4, enable_expert_parallel=True, all2all_backend="deepep_low_latency"
+    )
+    assert sent == {"dispatch": ("all_to_all", 4, 4), "combine": ("all_to_all", 4, 4)}
+
+
+def test_weights_of_the_experts_are_split_over_all_ranks() -> None:
+    for whole in (True, False):
+        layout = engine(tensor_parallel_size=2, data_parallel_size=4, enable_expert_parallel=whole)
+        (gemm,) = (c for c in calls(MODEL, layout) if c.family == "grouped_gemm")
+        assert gemm.shape["tp"] * gemm.shape["ep"] == 8
+        assert gemm.shape["local_experts"] * gemm.shape["ep"] == 32
+
+
+EP4 = {"data_parallel_size": 4, "enable_expert_parallel": True}
+
+
+def test_even_loads_have_no_straggler_and_others_do() -> None:
+    even, uneven = step(engine(**EP4)), step(engine(**EP4), ExpertLoads(Zipf(1.0)))
+    for model in (even, uneven):
+        for draw in range(40):
+            forward(model, decode(16, ranks=4, draw=draw))
+    assert even.spent()["straggler"] == 0
+    assert uneven.spent()["straggler"] > 0
+    assert uneven.spent()["collectives"] == pytest.approx(even.spent()["collectives"])
+
+
+def test_a_draw_is_the_step_s_and_the_same_each_time() -> None:
+    model = step(engine(**EP4), ExpertLoads(Dirichlet(1.0)))
+    times = [forward(model, decode(16, ranks=4, draw=d)) for d in (0, 1, 0, 32)]
+    assert times[0] == times[2] == times[3] != times[1]
+
+
+def test_redundant_experts_shorten_the_wait() -> None:
+    loads = [ExpertLoads(Zipf(1.0), PLACEMENTS[name]()) for name in ("linear", "eplb")]
+    more = {"enable_eplb": True, "num_redundant_experts": 8}
+    linear, eplb = step(engine(**EP4), loads[0]), step(engine(**EP4, **more), loads[1])
+    for model in (linear, eplb):
+        forward(model, decode(200, ranks=4))
+    assert eplb.spent()["straggler"] < linear.spent()["straggler"] / 2
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.sampled_from([(1, 1), (2, 1), (1, 4), (2, 4), (4, 8)]),
+    st.booleans(),
+    st.sampled_from(["allgather_reducescatter", "deepep_high_throughput"]),
+    st.sampled_from(["intra_node", "inter_node"]),
+    st.integers(1, 16),
+)
+def test_more_bandwidth_never_slows(
+    layout: tuple[int, int], whole: bool, backend: str, which: str, tokens: int
+) -> None:
+    e = engine(
+        tensor_parallel_size=layout[0], data_parallel_size=layout[1],
+        enable_expert_parallel=whole, all2all_backend=backend,
+    )  # fmt: skip
+    link: DeviceLink = getattr(DEVICE, which)
+    wide = link.model_copy(update={"bandwidth_gb_s": 2 * link.bandwidth_gb_s})
+    faster = step(e, hardware=DEVICE.model_copy(update={which: wide}))
+    shape = decode(tokens, ranks=layout[1])
+    assert forward(faster, shape) <= forward(step(e), shape)
+
+
+def test_ranks_on_several_nodes_need_a_link_between_them() -> None:
+    lonely = DEVICE.model_copy(update={"inter_node": None})
+    step(engine(**EP4), hardware=lonely)
+    message = "h100_sxm: no inter_node link, but dispatch of 16 ranks spreads over 2 nodes of 8"
+    with pytest.raises(ConfigError, match=message):
+        step(engine(**EP4 | {"data_parallel_size": 16}), hardware=lonely)
+
+
+def test_two_stages_between_nodes_are_slower_than_one_node() -> None:
+    big = DEVICE.model_copy(update={"gpus_per_domain": 16})
+    for layer in ("dispatch", "combine"):
+        (call,) = (
+            c for c in calls(MODEL, engine(**EP4 | {"data_parallel_size": 16})) if c.layer == layer
+        )
+        size = np.array([1e3, 1e6, 1e9])
+        one, two = link_seconds(call, size, big), link_seconds(call, size, DEVICE)
+        assert (two > one).all()
+        # all but a rank's share of a node crosses its own 50 GB/s in half
+        assert two[-1] == pytest.approx(1e9 / 8 / 2 / 50e9 + 1e9 * 7 / 8 / 450e9, rel=0.01)
+
+
+def test_ranks_that_replay_a_graph_run_as_many_tokens_as_the_fullest() -> None:
+    e = engine(**EP4, enforce_eager=False, max_num_batched_tokens=256)
+    largest = e.graph_sizes()[-1]
+    model = step(e)
+    small = decode(1, ranks=4)
+    together = replace(small, engine_tokens=3 + 16, most_tokens=16)
+    full = decode(16, ranks=4)
+    local = forward(model, full) - forward(model, together)
+    assert 0 < local < 1e-6 * 4  # its own attention and sampling only
+    eager = replace(small, engine_tokens=3 + largest + 1, most_tokens=largest + 1)
+    assert forward(model, eager) < forward(model, replace(eager, tokens=largest + 1))
+
+
+def run_lock_step(make: Callable[..., Any]) -> dict[str, pa.Table]:
+    from worlds import config, demand_of, run_demand
+
+    e = engine(**EP4)
+    world = config(
+        max_num_seqs=16, max_num_batched_tokens=256, lock_step_ranks=4, async_scheduling=True,
+        num_gpu_blocks=400,
+    )  # fmt: skip
+    rows = [(7.0 * (i // 3), 20 + 7 * i % 90, 1 + i % 50) for i in range(60)]
+    return run_demand(
+        demand_of(*rows, settings=world), make, replicas=8, router="vllm_dp",
+        model=step(e, ExpertLoads(Dirichlet(1.0))),
+    )  # fmt: skip
+
+
+def test_drawn_loads_are_the_same_in_both_engines() -> None:
+    from simulator.fleet import CompiledFleet, PlainFleet
+
+    plain, compiled = run_lock_step(PlainFleet), run_lock_step(CompiledFleet)
+    assert all(plain[name].equals(compiled[name]) for name in plain)
+    assert len(set(plain["steps"]["forward_s"].to_pylist())) > 50
