@@ -27,9 +27,14 @@ from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.functions import Attention, Constant, Dense, Function
 from simulator.step_time.layers import SAMPLED, TOKENS, attention_calls, calls
 from simulator.step_time.prices import Prices
+from simulator.step_time.select_kernels import where
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
+
+MODULE = (  # what kernels of an ``mla_module`` hold beside the attention itself
+    "q_proj", "kv_a_proj", "fused_qkv_a_proj", "q_b_proj", "o_proj", "rotary_emb", "kv_write",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -118,13 +123,19 @@ def _summed(
 ) -> tuple[Floats, int]:
     """Seconds of all operators that grow with ``rows``, at 0 and each of ``sizes``."""
     total, known = np.zeros(len(sizes)), np.ones(len(sizes), bool)
+    inside = MODULE if model.mla is not None and _whole_module(prices) else ()
     for call in calls(model, engine):
-        if call.rows == rows:
+        if call.rows == rows and call.layer not in inside:
             seconds, outside = prices.seconds(call, sizes)
             total += call.count * seconds
             known &= ~outside
     most = int(sizes[known][-1]) if known.any() else 0
     return np.concatenate([[0.0], total]), most
+
+
+def _whole_module(prices: Prices) -> bool:
+    """Whether latent attention was measured with its projections."""
+    return bool(len(where(prices.kernels, {"operator": "mla_decode", "layer": "mla_module"})))
 
 
 def padded_tokens(engine: Engine, most: int) -> npt.NDArray[np.int64]:
