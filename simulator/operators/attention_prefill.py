@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from simulator.operators.attention import keys_of, pairs_of, requests_of
+from simulator.operators.attention import key_block, keys_of, pairs_of, requests_of
 from simulator.operators.base import (
     Device,
     Floats,
@@ -60,7 +60,9 @@ class AttentionPrefill:
         query, context = query_sum / batch, r.sum(r.context) / batch
         tile_rows = np.where(size <= NARROW, 192.0, TILE)
         queries = np.maximum(tile_rows / (heads / kv_heads), 1)[r.row]
-        tiles_each, walked, walk = _tiles(r.query, r.context, own_window, queries)
+        block = key_block(size)
+        in_blocks = (v / block[r.row] for v in (r.query, r.context, own_window, queries))
+        tiles_each, walked, walk = _tiles(*in_blocks)
         tiles = r.sum(tiles_each)
         pairs, blocks = r.sum(pairs_of(r.query, r.context, own_window)), r.max(walk)
         keys = r.sum(keys_of(r.query, r.context, own_window))
@@ -69,7 +71,7 @@ class AttentionPrefill:
         work = {
             "launch": np.ones_like(heads),
             "flops": 4 * pairs * heads * size,
-            "tile_flops": 4 * r.sum(walked) * TILE * tile_rows * kv_heads * size,
+            "tile_flops": 4 * r.sum(walked) * block * tile_rows * kv_heads * size,
             "bytes": moved,
             "tiles": kv_heads * tiles,
             "walk": blocks,
@@ -114,19 +116,18 @@ def _tiles(
 ) -> tuple[Floats, Floats, Floats]:
     """Of each request and KV head: tiles, key blocks that they walk over, those of the longest.
 
-    A tile holds ``queries`` queries, all heads of the KV head packed. Tile t walks over key
-    blocks up to its last query, from the first that its window reaches; ends inside a block are
-    taken at their mean.
+    Lengths are in key blocks. A tile holds ``queries``, with all heads of the KV head. Tile t
+    walks up to its last query, from the first block that its window reaches; ends inside a
+    block are taken at their mean.
 
-    >>> tiles, blocks, walk = _tiles(*(np.array([x]) for x in (256.0, 128.0, 0.0, 128.0)))
-    >>> tiles.item(), blocks.item(), walk.item()  # blocks of 128: 2, then 3
+    >>> tiles, blocks, walk = _tiles(*(np.array([x]) for x in (2.0, 1.0, 0.0, 1.0)))
+    >>> tiles.item(), blocks.item(), walk.item()  # 2 blocks, then 3
     (2.0, 5.0, 3.0)
     """
-    step = queries / TILE  # of a tile, in blocks
-    part = (1 - np.minimum(step, 1)) / 2
-    tiles, cached = np.ceil(query / TILE / step), context / TILE + part
-    reach = np.where(window > 0, np.ceil(window / TILE + step), np.inf)
-    walk = np.minimum(reach, cached + tiles * step)
-    growing = np.clip((walk - cached) / step, 0, tiles)  # tiles that still walk from block 0
-    blocks = growing * cached + step * growing * (growing + 1) / 2 + (tiles - growing) * walk
+    part = (1 - np.minimum(queries, 1)) / 2
+    tiles, cached = np.ceil(query / queries), context + part
+    reach = np.where(window > 0, np.ceil(window + queries), np.inf)
+    walk = np.minimum(reach, cached + tiles * queries)
+    growing = np.clip((walk - cached) / queries, 0, tiles)  # tiles that still walk from block 0
+    blocks = growing * cached + queries * growing * (growing + 1) / 2 + (tiles - growing) * walk
     return tiles, blocks, walk
