@@ -85,3 +85,15 @@ def pairs_of(query: Floats, context: Floats, window: Floats) -> Floats:
 def keys_of(query: Floats, context: Floats, window: Floats) -> Floats:
     """Keys that a request's queries see between them."""
     return np.minimum(context + query, np.where(window > 0, window + query - 1, np.inf))
+
+
+def key_block(head_dim: Floats) -> Floats:
+    """Keys that a thread block reads at a time: fewer of wide heads, to fit shared memory.
+
+    As FlashAttention-3 with a paged cache (``tile_size.h``, tile_size_fwd_sm90).
+
+    >>> key_block(np.array([64.0, 128.0, 192.0, 256.0])).tolist()
+    [128.0, 128.0, 96.0, 80.0]
+    """
+    found: Floats = np.where(head_dim <= 128, 128.0, np.where(head_dim <= 192, 96.0, 80.0))
+    return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from simulator.operators.attention import keys_of, pairs_of, requests_of
+from simulator.operators.attention import key_block, keys_of, pairs_of, requests_of
 from simulator.operators.base import (
     Device,
     Floats,
@@ -29,6 +29,9 @@ from simulator.operators.lines import Axis
 
 HEAD = ("head_dim", "window", "kv_dtype")
 TILE = 128
+# FlashAttention-3 packs the query heads of a KV head into the rows of a tile where lengths vary;
+# tiles of narrow heads are 192 rows high (``tile_size.h``, tile_size_fwd_sm90).
+NARROW = 96
 
 
 class AttentionPrefill:
@@ -55,7 +58,11 @@ class AttentionPrefill:
         own_window = window[r.row]
         batch, query_sum = r.sum(np.ones_like(r.query)), r.sum(r.query)
         query, context = query_sum / batch, r.sum(r.context) / batch
-        tiles_each, tile_pairs, walk = _tiles(r.query, r.context, own_window)
+        tile_rows = np.where(size <= NARROW, 192.0, TILE)
+        queries = np.maximum(tile_rows / (heads / kv_heads), 1)[r.row]
+        block = key_block(size)
+        in_blocks = (v / block[r.row] for v in (r.query, r.context, own_window, queries))
+        tiles_each, walked, walk = _tiles(*in_blocks)
         tiles = r.sum(tiles_each)
         pairs, blocks = r.sum(pairs_of(r.query, r.context, own_window)), r.max(walk)
         keys = r.sum(keys_of(r.query, r.context, own_window))
@@ -64,9 +71,9 @@ class AttentionPrefill:
         work = {
             "launch": np.ones_like(heads),
             "flops": 4 * pairs * heads * size,
-            "tile_flops": 4 * r.sum(tile_pairs) * heads * size,
+            "tile_flops": 4 * r.sum(walked) * block * tile_rows * kv_heads * size,
             "bytes": moved,
-            "tiles": heads * tiles,
+            "tiles": kv_heads * tiles,
             "walk": blocks,
         }
         spread = r.sum(r.query**2) / batch / query**2 - 1
@@ -87,13 +94,15 @@ class AttentionPrefill:
             "group": octaves(heads / kv_heads),
             "windowed": windowed,
             "windows": np.where(window > 0, np.clip(query / np.maximum(window, 1), 0, 4), 0),
-            "padding": tiles * TILE / query_sum,
+            "tile_flops": octaves(work["tile_flops"]),
             "walk": octaves(blocks),
             "spread": spread,
         }
         for tile in (64, TILE):
             count = heads * r.sum(np.ceil(r.query / tile))
             features[f"waves_{tile}"], features[f"tail_{tile}"] = waves(count, device.sms)
+        features["packed_waves"], features["packed_tail"] = waves(kv_heads * tiles, device.sms)
+        features["packed_padding"] = kv_heads * tiles * tile_rows / (query_sum * heads)
         place = {
             "batch": batch, "query": query, "context": context, "spread": spread, "heads": heads,
             "kv_heads": kv_heads, "group": heads / kv_heads, "head_dim": size, "window": window,
@@ -102,15 +111,23 @@ class AttentionPrefill:
         return Shape(work, features, place)
 
 
-def _tiles(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats, Floats]:
-    """Of each request and head: query tiles, pairs computed in whole tiles, longest walk.
+def _tiles(
+    query: Floats, context: Floats, window: Floats, queries: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Of each request and KV head: tiles, key blocks that they walk over, those of the longest.
 
-    Tile t of a request walks over the key blocks up to its last query, from the first that
-    its window reaches.
+    Lengths are in key blocks. A tile holds ``queries``, with all heads of the KV head. Tile t
+    walks up to its last query, from the first block that its window reaches; ends inside a
+    block are taken at their mean.
+
+    >>> tiles, blocks, walk = _tiles(*(np.array([x]) for x in (2.0, 1.0, 0.0, 1.0)))
+    >>> tiles.item(), blocks.item(), walk.item()  # 2 blocks, then 3
+    (2.0, 5.0, 3.0)
     """
-    tiles, cached = np.ceil(query / TILE), context / TILE
-    reach = np.where(window > 0, np.ceil(window / TILE) + 1, np.inf)
-    walk = np.minimum(reach, np.ceil(cached + tiles))
-    growing = np.clip(walk - cached, 0, tiles)  # tiles that still walk from the first block
-    blocks = growing * cached + growing * (growing + 1) / 2 + (tiles - growing) * walk
-    return tiles, blocks * TILE * TILE, walk
+    part = (1 - np.minimum(queries, 1)) / 2
+    tiles, cached = np.ceil(query / queries), context + part
+    reach = np.where(window > 0, np.ceil(window + queries), np.inf)
+    walk = np.minimum(reach, cached + tiles * queries)
+    growing = np.clip((walk - cached) / queries, 0, tiles)  # tiles that still walk from block 0
+    blocks = growing * cached + queries * growing * (growing + 1) / 2 + (tiles - growing) * walk
+    return tiles, blocks, walk

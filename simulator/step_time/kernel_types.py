@@ -18,6 +18,8 @@ KERNEL_NAMES = {
     "mxfp4": "w4a16_mxfp4",
 }  # fmt: skip
 
+SUBSTITUTES = {"fp8_block": "fp8"}  # scales by block or by tensor, else the same GEMM
+
 
 @dataclass(frozen=True, slots=True)
 class KernelTypes:

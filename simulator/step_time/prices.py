@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from simulator.hardware import Hardware
 from simulator.step_time.expert_loads import expected_active, waking_tokens
 from simulator.step_time.expert_prices import ExpertPrices, expert_prices
-from simulator.step_time.kernel_types import KernelTypes
+from simulator.step_time.kernel_types import SUBSTITUTES, KernelTypes
 from simulator.step_time.layers import COLLECTIVES, Call
 from simulator.step_time.links import link_seconds, nodes_of
 from simulator.step_time.select_kernels import EVEN, one_backend, where
@@ -78,20 +78,21 @@ class Prices:
         if call.family == "grouped_gemm":
             pairs = rows * call.shape["top_k"] / call.shape["ep"]
             return self.experts(call, pairs, expected_active(call.shape, rows))
-        curve = self.curve(call)
+        dtype = self._dtype(call)
+        curve = self.curve(call, dtype)
         if curve is None and call.family in SMALL:
             self.estimated[call.layer] = "memory moved"
             moved = rows * MOVED.get(call.layer, 4) * call.shape["hidden"]
             return _at_least(moved / streamed_gb_s(self.kernels, self.hardware) / 1e9)
-        return self._at(call, curve, rows)
+        return self._at(call, dtype, curve, rows)
 
     def _at(
-        self, call: Call, curve: Curve | None, rows: Floats
+        self, call: Call, dtype: str, curve: Curve | None, rows: Floats
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """By the measured curve, else by the fitted model."""
         if curve is not None:
             return curve.at(rows)
-        shape, size = self._shape(call), SIZE.get(call.family, "tokens")
+        shape, size = self._shape(call, dtype), SIZE.get(call.family, "tokens")
         found = self.unmeasured.predict(call.layer, call.family, shape, {size: rows})
         if found is None:
             raise ConfigError(self._missing(call))
@@ -103,17 +104,28 @@ class Prices:
             return False
         return bool(pc.any(pc.is_in(self.kernels.column("load"), pa.array(EVEN))).as_py())
 
-    def curve(self, call: Call) -> Curve | None:
+    def _dtype(self, call: Call) -> str:
+        """The type that the operator was measured in: its own, or one that stands in for it."""
+        own = self.types.of(call.family, call.layer)
+        near = SUBSTITUTES.get(own, own)
+        for name in (own, near):
+            if len(where(self.kernels, {"operator": call.family, "dtype": name})):
+                if name != own:
+                    self.estimated[call.layer] = f"{name} kernels, none of {own}"
+                return name
+        return own
+
+    def curve(self, call: Call, dtype: str) -> Curve | None:
         """The measured curve of an operator of exactly this shape, None if there is none."""
-        shape = {k: v for k, v in self._shape(call).items() if k in self.kernels.column_names}
+        shape = self._shape(call, dtype)
+        shape = {k: v for k, v in shape.items() if k in self.kernels.column_names}
         found = where(self.kernels, {"operator": call.family, **shape})
         if "layer" in found.column_names:
             named = where(found, {"layer": call.layer})
             found = named if len(named) or call.family in SMALL else found
         return _curve(one_backend(found), SIZE.get(call.family, "tokens"))
 
-    def _shape(self, call: Call) -> dict[str, int | str]:
-        dtype = self.types.of(call.family, call.layer)
+    def _shape(self, call: Call, dtype: str) -> dict[str, int | str]:
         shape: dict[str, int | str] = {**call.shape, "dtype": dtype}
         if call.family == "grouped_gemm" and self._labelled():
             shape["load"] = EVEN[0]
@@ -129,7 +141,8 @@ class Prices:
         """
         if not self._labelled():
             if self._experts is None:
-                self._experts = expert_prices(self.kernels, call)
+                kind = {"operator": call.family, "dtype": self._dtype(call)}
+                self._experts = expert_prices(one_backend(where(self.kernels, kind)), call)
             if self._experts is not None:
                 return self._experts.at(pairs, active)
         curve = self._even_curve(call, pairs)
@@ -140,11 +153,12 @@ class Prices:
 
     def _even_curve(self, call: Call, pairs: Floats) -> Curve:
         """An even load's seconds over the tokens of all ranks, measured or fitted."""
-        if (curve := self.curve(call)) is not None:
+        dtype = self._dtype(call)
+        if (curve := self.curve(call, dtype)) is not None:
             return curve
         most = float(pairs.max()) * call.shape["ep"] / call.shape["top_k"]
         sizes = 2.0 ** np.arange(0.0, np.log2(max(most, 2.0)) + 0.5, 0.5)
-        seconds, outside = self._at(call, None, sizes)
+        seconds, outside = self._at(call, dtype, None, sizes)
         known = outside if outside.all() else ~outside
         return Curve(sizes[known], seconds[known])
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
-from simulator.step_time.kernel_types import KernelTypes
+from simulator.step_time.kernel_types import SUBSTITUTES, KernelTypes
 from traces.errors import ConfigError
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
@@ -67,8 +67,9 @@ def select_kernels(
         raise ConfigError(f"{source}: no kernel of {hardware.name} (it has: {known})")
     collective = pc.is_in(mine.column("operator"), pa.array(COLLECTIVES))
     wanted = sorted({types.plain, types.dense, types.experts})
+    near = [SUBSTITUTES[name] for name in wanted if name in SUBSTITUTES]
     timed = pc.equal(mine.column("timing"), "kernel")
-    typed = pc.is_in(mine.column("dtype"), pa.array(wanted))
+    typed = pc.is_in(mine.column("dtype"), pa.array(wanted + near))
     compute = mine.filter(pc.and_(pc.invert(collective), pc.and_(timed, typed)))
     if "kv_dtype" in mine.column_names:
         cached = compute.column("kv_dtype")

@@ -30,10 +30,15 @@ from simulator.step_time.functions import Attention, Constant, Dense, Function, 
 from simulator.step_time.layers import COLLECTIVES, SAMPLED, TOKENS, attention_calls, calls
 from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import Prices
+from simulator.step_time.select_kernels import where
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
 PARTS = ("exchange", "experts", "straggler")
+
+MODULE = (  # what kernels of an ``mla_module`` hold beside the attention itself
+    "q_proj", "kv_a_proj", "fused_qkv_a_proj", "q_b_proj", "o_proj", "rotary_emb", "kv_write",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -150,13 +155,19 @@ def _summed(
     """Seconds of all operators that grow with ``rows``, collectives apart, from 0 tokens on."""
     sums = {False: np.zeros(len(sizes) + 1), True: np.zeros(len(sizes) + 1)}
     known = np.ones(len(sizes), bool)
+    inside = MODULE if model.mla is not None and _whole_module(prices) else ()
     for call in calls(model, engine):
-        if call.rows == rows:
+        if call.rows == rows and call.layer not in inside:
             seconds, outside = prices.seconds(call, sizes)
             sums[call.family in COLLECTIVES][1:] += call.count * seconds
             known &= ~outside
     most = int(sizes[known][-1]) if known.any() else 0
     return sums[False], sums[True], most
+
+
+def _whole_module(prices: Prices) -> bool:
+    """Whether latent attention was measured with its projections."""
+    return bool(len(where(prices.kernels, {"operator": "mla_decode", "layer": "mla_module"})))
 
 
 class OperatorStepTime(CompiledStepTime):

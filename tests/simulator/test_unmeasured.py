@@ -17,6 +17,7 @@ from simulator.step_time.kernel_types import KernelTypes, kernel_types
 from simulator.step_time.layers import TOKENS, AttentionCall, Call
 from simulator.step_time.prices import Prices
 from simulator.step_time.select_kernels import one_backend, select_kernels
+from simulator.step_time.tables import bake
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS
@@ -200,3 +201,37 @@ def test_a_deployment_of_unseen_shapes_is_baked_once_and_its_models_are_kept(
     other = (tmp_path, model("qwen3-14b"), engine, H100, None, None, said.append)
     deployed_step_time(*other)
     assert len(said) == 3  # fitted once, kept for the next deployment
+
+
+def test_a_measured_module_of_latent_attention_holds_its_projections() -> None:
+    rows = measured()
+    for operator, batch, query, context in (
+        *(("mla_prefill", 1, q, 0) for q in (16, 64, 256, 1024, 2048, 4096, 8192, 16384)),
+        *(("mla_decode", b, 1, c) for b in (1, 8, 64) for c in (15, 255, 4095)),
+    ):
+        seconds = 20e-6 + batch * (query * 1e-7 + context * 1e-9)
+        rows.append(
+            {"operator": operator, "layer": "mla_module", "batch": batch, "query_tokens": query,
+             "context_tokens": context, "heads": 16, "kv_dtype": "bfloat16",
+             "dtype": "fp8_block", "duration_s": seconds}
+        )  # fmt: skip
+    experts = {"experts": 256, "local_experts": 256, "top_k": 8, "hidden": 7168, "inter": 2048,
+               "tp": 8, "ep": 1}  # fmt: skip
+    rows += [
+        {"operator": "grouped_gemm", "tokens": t, **experts, "load": "balanced",
+         "dtype": "fp8_block", "duration_s": 1e-4}
+        for t in (1, 64, 8192)
+    ]  # fmt: skip
+    rows += [{**r, "dtype": "fp8"} for r in rows if r["operator"] == "linear"]
+    spec = model("deepseek-v3")
+    engine = Engine(tensor_parallel_size=8, max_num_seqs=64, max_num_batched_tokens=1024)
+    asked = prices(rows, kernel_types(spec, engine))
+    tables = bake(asked, spec, engine)
+    assert not {"o_proj", "q_b_proj", "kv_write"} & (
+        set(asked.estimated) | set(asked.unmeasured.used)
+    )
+    assert asked.estimated["gate_up_proj"] == "fp8 kernels, none of fp8_block"
+    assert asked.estimated["all_reduce"] == "link nvlink4"
+    decode = tables.grids[0].seconds[0, 0, np.searchsorted(tables.grids[0].axes[2], 8), 0]
+    assert decode == pytest.approx(20e-6, rel=0.1)
+    assert tables.layers == [61]
