@@ -109,7 +109,7 @@ class Routing(_Strict):
 class Pipeline(_Strict):
     """How attention and FFN clusters overlap."""
 
-    policy: Literal["none", "two_batch", "ping_pong", "three_stage"] = "none"
+    policy: Literal["none", "two_batch", "ping_pong", "three_stage", "shared_expert"] = "none"
     micro_batches: int | Literal["auto"] = 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -109,7 +111,7 @@ def _launch(out: Path, launch: Launch, runs: list[Run], number: int, repeats: in
             folder = out / f"launch{number}" / f"repeat{repeat}"
             notes = {
                 "launch": number, "repeat": repeat, "weight_copies": launch.copies,
-                "cores": engine.cores,
+                "cores": engine.cores, "torch": version("torch"), "processor": _processor(),
             }  # fmt: skip
             said = []
             for run, records in zip(runs, found, strict=True):
@@ -119,6 +121,13 @@ def _launch(out: Path, launch: Launch, runs: list[Run], number: int, repeats: in
                 mean_ms = sum(b - a for a, b in steps) / len(steps) / 1e6
                 said.append(f"{name} {mean_ms:.2f}")
             click.echo(f"launch {number}, repeat {repeat}, ms a step: {', '.join(said)}")
+
+
+def _processor() -> str:
+    """Its name, as the kernel has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":
