@@ -41,11 +41,12 @@ def run_whatif(
     backend: str = "local",
     address: str | None = None,
     limit: int | None = None,
-) -> dict[str, Any]:
-    """Evaluate every point; writes ``results.parquet`` and ``sweep.json``, returns the latter.
+) -> Callable[[int], str]:
+    """Evaluate every point; writes ``results.parquet`` and ``sweep.json``.
 
-    Points that the journal in ``out`` has are not evaluated again. Raises ConfigError or
-    TraceError for a sweep, workload or deployment that cannot be used.
+    Returns what gives a point's deployment, as the text of a deployment file. Points that the
+    journal in ``out`` has are not evaluated again. Raises ConfigError or TraceError for a
+    sweep, workload or deployment that cannot be used.
     """
     sweep = load_sweep(sweep_path)
     where = str(sweep_path)
@@ -68,7 +69,7 @@ def run_whatif(
             runner.write()
     summary = _summary(sweep, workload, base, runner.points)
     (out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+    return lambda point: bases.as_file(runner.points[point])
 
 
 class _Runner:
