@@ -437,8 +437,10 @@ def whatif(
     from reports.whatif import print_whatif, read_known_error, report_whatif
 
     known = read_known_error(error) if error is not None else None
-    run_whatif(workload, sweep, out, jobs=jobs or cpu_count(), **options)
+    deployment_of = run_whatif(workload, sweep, out, jobs=jobs or cpu_count(), **options)
     found = report_whatif(out, known)
+    if found.best is not None:
+        (out / "best.yaml").write_text(deployment_of(found.best))
     print_whatif(found, out)
     sys.exit(0 if found.feasible else 2)
 

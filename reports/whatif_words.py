@@ -193,8 +193,10 @@ def headline(found: Found) -> list[str]:
     if outside:
         lines.append(
             f"Extrapolated: steps outside the fitted range in {len(outside):,} points, at most "
-            f"{words.percent(max(outside))} of a point's."
-        )
+            f"{words.percent(max(outside))} of a point's"
+            + ("." if found.best is None
+               else f", {words.percent(rows[found.best]['extrapolated'])} of the best one's.")
+        )  # fmt: skip
     for name in ("ignored", "notes"):
         texts = sorted({r[name] for r in rows if r.get(name)})
         lines += [f"{name.capitalize()}: {text}." for text in texts]

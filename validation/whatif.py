@@ -126,6 +126,7 @@ def analyse(summary: dict[str, Any], rows: list[Row], known: KnownError | None) 
     if known is not None:
         error = known.of(objective_column(summary), list(summary["slos"]))
     columns = _front_columns(summary, [rows[i] for i in feasible])
+    effects = [_effect(summary, axis, rows, ranked, error) for axis in summary["axes"]]
     reasons: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row["status"] != "ok":
@@ -141,7 +142,7 @@ def analyse(summary: dict[str, Any], rows: list[Row], known: KnownError | None) 
         [] if best is None else _like(summary, rows, ranked, states, best, error),
         columns,
         _front(summary, rows, feasible, columns),
-        [_effect(summary, axis, rows, ranked, error) for axis in summary["axes"]],
+        [e for e in effects if len(e.levels) > 1],
         reasons,
     )
 

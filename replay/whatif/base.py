@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from replay.whatif.keys import BASE, RUN_KEYS, Raw, put, settle_memory
 from simulator.deployment import find_file, load_deployment, parse_deployment
 from simulator.step_time.deployed import KERNELS
@@ -140,6 +142,13 @@ class Bases:
             if key not in (BASE, *RUN_KEYS):
                 put(raw, key, self.resolve(key, value))
         return raw, settle_memory(base.raw, raw)
+
+    def as_file(self, settings: Settings) -> str:
+        """The deployment of a point as the text of a file, with its files where they lie."""
+        text = yaml.safe_dump(self.deployment(settings)[0], sort_keys=False, width=100)
+        for name, place in self.files.places.items():
+            text = text.replace(name, place)
+        return text
 
 
 def is_sheet(hardware: Any) -> bool:

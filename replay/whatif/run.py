@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -41,11 +42,12 @@ def run_whatif(
     backend: str = "local",
     address: str | None = None,
     limit: int | None = None,
-) -> dict[str, Any]:
-    """Evaluate every point; writes ``results.parquet`` and ``sweep.json``, returns the latter.
+) -> Callable[[int], str]:
+    """Evaluate every point; writes ``results.parquet`` and ``sweep.json``.
 
-    Points that the journal in ``out`` has are not evaluated again. Raises ConfigError or
-    TraceError for a sweep, workload or deployment that cannot be used.
+    Returns what gives a point's deployment, as the text of a deployment file. Points that the
+    journal in ``out`` has are not evaluated again. Raises ConfigError or TraceError for a
+    sweep, workload or deployment that cannot be used.
     """
     sweep = load_sweep(sweep_path)
     where = str(sweep_path)
@@ -64,11 +66,14 @@ def run_whatif(
             runner.evaluate(points)
             if sweep.search is not None:
                 search(sweep, where, runner.evaluate)
+        except KeyboardInterrupt:
+            print(f"{runner.done} points are kept in {out}; run it again to go on", file=sys.stderr)
+            raise
         finally:
             runner.write()
     summary = _summary(sweep, workload, base, runner.points)
     (out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+    return lambda point: bases.as_file(runner.points[point])
 
 
 class _Runner:
@@ -81,7 +86,7 @@ class _Runner:
         self._journal = Journal(out)
         self._out, self._where = out, where
         self.advance: Callable[[int], None] = lambda _: None
-        self._done = 0
+        self.done = 0
         self._started = False
         self.points: list[Settings] = []
         self._numbers: dict[str, int] = {}
@@ -106,7 +111,7 @@ class _Runner:
         """Rows of points, evaluated where the journal lacks them."""
         tasks = [self._task(settings) for settings in points]
         missing = list({t.key: t for t in tasks if t.key not in self._journal.rows}.values())
-        self._done += len(tasks) - len(missing)
+        self.done += len(tasks) - len(missing)
         if missing and not self._started:
             self._stack.enter_context(self._backend.open(self._make))
             self._started = True
@@ -120,8 +125,8 @@ class _Runner:
                     "reason": outcome.died,
                 }
             self._journal.add(task.key, row)
-            self._done += 1
-            self.advance(self._done)
+            self.done += 1
+            self.advance(self.done)
         return [self._finished(task) for task in tasks]
 
     def write(self) -> None:
@@ -132,6 +137,8 @@ class _Runner:
             for number, (settings, task) in enumerate(zip(self.points, tasks, strict=True))
             if task.key in self._journal.rows
         ]
+        if not found:
+            return
         sweep = self._context.sweep
         write_results(self._out, found, sweep.set_keys, statistics_of(sweep))
 

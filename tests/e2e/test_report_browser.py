@@ -8,6 +8,8 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_world
 from chrome import BROWSER, FLAGS, Chrome
@@ -17,6 +19,7 @@ from fake_bundles import fake_bundle, fake_pair
 from replay.cli import main
 from reports import ladder, words, write_all
 from reports.scorecard_file import read_scorecard
+from reports.whatif import report_whatif
 from validation.comparison import compared
 from validation.scorecard import build
 
@@ -39,6 +42,27 @@ def test_the_report_draws_itself_and_asks_nobody(tmp_path: Path) -> None:
     ttft = card.metrics["ttft"]
     for cell in words.cells(ttft.statistics["p99"], ttft.metric):
         assert cell in unescape(dom)
+    assert not asked
+
+
+def test_a_sweep_s_report_draws_itself_and_asks_nobody(tmp_path: Path) -> None:
+    rows = [
+        {"point": i, "status": "ok", "reason": None, "replicas": i % 3, "name": HOSTILE,
+         "gpus": 1 + i % 3, "objective": 10.0 - i, "meets_slos": True, "e2e_mean_s": 1.0 / (i + 1)}
+        for i in range(9)
+    ]  # fmt: skip
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    pq.write_table(pa.table(columns), tmp_path / "results.parquet")
+    objective = {"name": "gpus", "label": "GPUs", "unit": "", "more_is_better": False}
+    workload = {"source": HOSTILE, "requests": 10, "duration_s": 1.0}
+    summary = {"axes": ["replicas", "name"], "slos": {}, "objective": objective, "prices": {},
+               "workload": workload, "warmup": 0, "capacity": None, "base": None}  # fmt: skip
+    (tmp_path / "sweep.json").write_text(json.dumps(summary))
+    report_whatif(tmp_path, None)
+    done, asked = browse(tmp_path / "report.html", tmp_path)
+    assert "CONSOLE" not in done.stderr, [x for x in done.stderr.splitlines() if "CONSOLE" in x]
+    drawn = re.findall(r'<div class="chart js-plotly-plot" id="chart-([\w-]+)"', done.stdout)
+    assert drawn == ["front", "axis-replicas"]
     assert not asked
 
 
