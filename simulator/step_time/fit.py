@@ -327,15 +327,15 @@ def _weights(predicted: Floats, seconds: Floats) -> Floats:
 
 def profile_table(profile: StepProfile) -> str:
     """The fit in a few lines: terms with their intervals, and what they explain."""
+    seen = ", ".join(f["name"] for f in profile.fitted_on)
     lines = [
         f"{profile.engine} {profile.engine_version} on {profile.hardware}, "
-        f"frontend {profile.frontend_s * 1e3:.2f} ms, fitted on "
-        + ", ".join(f["name"] for f in profile.fitted_on)
+        f"frontend {profile.frontend_s * 1e3:.2f} ms, {f'fitted on {seen}' if seen else 'unfitted'}"
     ]
     for part in ("forward", "host", "gap"):
         fit = profile.fit[part]
         shown = f"{fit.get('mean_s', 0) * 1e3:.3f} ms mean, MAPE {fit.get('mape', 0):.1%}"
-        lines.append(f"{part}: {shown} over {fit['steps']:.0f} steps")
+        lines.append(f"{part}: {shown} over {fit['steps']:.0f} steps" if seen else f"{part}:")
         for name, value in getattr(profile, part).items():
             low, high = profile.intervals[part].get(name, [value, value])
             lines.append(
