@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: help demo test lint bench bench-capture gate equality wheel-test vllm-test samples clean
+.PHONY: help demo test lint bench bench-capture gate equality faults wheel-test vllm-test samples clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,10 @@ gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the
 
 equality: $(VENV)/.ready ## the largest benchmark at a tenth, fast engine against the reference: two minutes
 	$(BIN)/pytest -q -m long tests
+
+faults: $(VENV)/.ready ## faults seeded into simulations of the captures, and what the gate says
+	$(BIN)/python tests/reports/seeded_faults.py
+	$(BIN)/pytest -q -s -k without_a_fault tests/reports/test_gate_on_samples.py
 
 wheel-test: $(VENV)/.ready ## the wheel, installed alone, runs the demo
 	rm -rf out/wheel && mkdir -p out/wheel

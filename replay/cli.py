@@ -17,6 +17,7 @@ from traces.errors import CaptureError, ConfigError, TraceError  # noqa: E402
 
 if TYPE_CHECKING:
     from validation.ladder import Simulator
+    from validation.scorecard import Scorecard
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -152,8 +153,14 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
 @click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
 @click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
+@click.option("--uncalibrated", is_flag=True,
+              help="From the device's data sheet; BUNDLES only say which engine.")  # fmt: skip
 def fit(
-    bundles: tuple[Path, ...], out: Path, operators: Path | None, deployment: Path | None
+    bundles: tuple[Path, ...],
+    out: Path,
+    operators: Path | None,
+    deployment: Path | None,
+    uncalibrated: bool,
 ) -> None:
     """Fit a profile from captured BUNDLES of one engine: its steps, or what kernels leave open."""
     if operators is not None:
@@ -161,13 +168,17 @@ def fit(
 
         click.echo(overhead_table(fit_overhead(bundles, operators, deployment, out, _say)))
         return
+    from replay.plan import sheet_profile_of
     from simulator.moe.fit import describe, fit_bundles, write_fitted
     from simulator.step_time.fit import fit_profile, profile_table
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle
 
     captures = [read_bundle(b) for b in bundles]
-    profile, loads = fit_profile(captures, progress=_say), fit_bundles(captures)
+    if uncalibrated:
+        profile, loads = sheet_profile_of(bundles[0]), None
+    else:
+        profile, loads = fit_profile(captures, progress=_say), fit_bundles(captures)
     save_profile(profile, out)
     click.echo(profile_table(profile))
     if loads is not None:
@@ -180,18 +191,34 @@ def fit(
 @click.pass_context
 def demo(ctx: click.Context, out: Path) -> None:
     """Fit on shipped captures, replay a higher load, print the errors, write the reports."""
-    from replay.simulate import run_replay
-    from reports.validate import print_outcome, run_validate
+    from reports.compare import console_table
+    from reports.console import open_console
+    from reports.validate import print_outcome
     from traces.samples import sample_runs
 
     for model in ("dense", "moe"):
-        seen, (measured, *repeats) = sample_runs(f"{model}-low"), sample_runs(f"{model}-high")
-        profile, simulated, report = (out / model / d for d in ("profile", "simulated", "report"))
+        seen, held = sample_runs(f"{model}-low"), sample_runs(f"{model}-high")
         click.echo(f"\n{model}: fitted on {model}-low, held against {model}-high")
-        ctx.invoke(fit, bundles=seen, out=profile)
-        click.echo(run_replay(measured, measured, simulated, operators=profile, record="steps"))
-        card, judged = run_validate(measured, simulated, report, repeats=repeats, progress=_say)
-        print_outcome(card, judged, report)
+        before = _tried(ctx, seen, held, out / model / "uncalibrated", uncalibrated=True)
+        after = _tried(ctx, seen, held, out / model, uncalibrated=False)
+        print_outcome(after, [], out / model / "report")
+        click.echo("\nwhat fitting changed:")
+        cards = [("data sheet alone", before), ("fitted", after)]
+        open_console().print(console_table(cards))
+
+
+def _tried(
+    ctx: click.Context, seen: list[Path], held: list[Path], home: Path, *, uncalibrated: bool
+) -> Scorecard:
+    """Fit, replay, validate, under ``home``."""
+    from replay.simulate import run_replay
+    from reports.validate import run_validate
+
+    measured, *repeats = held
+    profile, simulated, report = (home / d for d in ("profile", "simulated", "report"))
+    ctx.invoke(fit, bundles=seen, out=profile, uncalibrated=uncalibrated)
+    click.echo(run_replay(measured, measured, simulated, operators=profile, record="steps"))
+    return run_validate(measured, simulated, report, repeats=repeats, progress=_say)[0]
 
 
 @main.command("import-kernels")
@@ -336,12 +363,11 @@ def validate(
 @click.option("--out", type=ANY_PATH, help="Markdown file of the table.")
 def compare(scorecards: tuple[Path, ...], out: Path | None) -> None:
     """The errors of several SCORECARDS of one workload side by side: before and after."""
-    from rich.console import Console
-
     from reports.compare import console_table, markdown, read_cards
+    from reports.console import open_console
 
     cards = read_cards(scorecards)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(console_table(cards))
+    open_console().print(console_table(cards))
     if out is not None:
         out.write_text(markdown(cards), encoding="utf-8")
 
@@ -365,12 +391,11 @@ def timeline(bundles: tuple[Path, ...], out: Path) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Only the summary.")
 def noise(groups: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
     """How far runs of the real system differ: each of GROUPS holds repeats of one workload."""
-    from rich.console import Console
-
+    from reports.console import open_console
     from reports.noise import floor_table, run_noise, summary
 
     floors = run_noise(groups, out, progress=_say)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = open_console()
     for name, floor in floors.items() if not quiet else ():
         console.print(floor_table(name, floor))
         console.print()
@@ -403,12 +428,11 @@ def pipeline(runs: Path, out: Path | None) -> None:
               help="As ttft.p99=0.5 (seconds); without any, the medians of measured.")  # fmt: skip
 def decisions(directory: Path, out: Path, slos: tuple[str, ...]) -> None:
     """Does the simulator choose as reality does? DIRECTORY has <name>/measured and /simulated."""
-    from rich.console import Console
-
+    from reports.console import open_console
     from reports.decisions import run_decisions, sentence, tables
 
     found = run_decisions(directory, out, slos, progress=_say)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = open_console()
     for table in tables(found):
         console.print(table)
         console.print()

@@ -24,7 +24,8 @@ from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.step_time.base import StepTimeModel
 from simulator.step_time.deployed import KERNELS, deployed_step_time
-from simulator.step_time.fitted import PROFILE, FittedStepTime, load_profile
+from simulator.step_time.fitted import PROFILE, FittedStepTime, StepProfile, load_profile
+from simulator.step_time.sheet import sheet_profile
 from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.errors import ConfigError
 
@@ -103,6 +104,13 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
         version or ENGINE_VERSIONS[-1],
         tuple(ignored),
     )
+
+
+def sheet_profile_of(path: Path) -> StepProfile:
+    """What the data sheet of a deployment's device promises of it. Raises ConfigError."""
+    plan = make_plan(path)
+    hardware = load_hardware(plan.cluster.hardware, plan.home)
+    return sheet_profile(plan.model, plan.cluster.engine, hardware, plan.engine_version)
 
 
 def _only_cluster(deployment: Deployment) -> Cluster:

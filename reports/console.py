@@ -1,7 +1,8 @@
-"""The error table on the console."""
+"""Tables on the console."""
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -10,6 +11,13 @@ from reports.ladder import LABELS, rows
 from validation.scorecard import Scorecard
 
 SHOWN = ("mean", "p50", "p90", "p99")
+PIPED_COLUMNS = 140
+
+
+def open_console() -> Console:
+    """The standard output; wide enough for every table where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_COLUMNS)
 
 
 def ladder_table(scorecard: Scorecard) -> Table:

@@ -11,7 +11,8 @@ import numpy as np
 from traces.metrics import Floats
 from validation.compared import COMPARED, Metric, family_of, metric_named
 from validation.samples import View, finite
-from validation.series import Series, in_flight, over_steps
+from validation.series import POINTS as INTERVALS
+from validation.series import Series, in_flight, over_steps, throughput
 
 POINTS = 300
 NOT_DISTRIBUTED = ("batch_size", "kv_use", "throughput")  # over time, or one number
@@ -37,6 +38,14 @@ class Chart:
     lines: list[dict[str, Any]] = field(default_factory=list)
     log_x: bool = False
     percent_y: bool = False
+
+
+def sampling() -> str:
+    """What the charts leave out, in words."""
+    return (
+        f"Charts are thinned: distributions are drawn through {POINTS} quantiles, values over "
+        f"time are means of {INTERVALS} equal intervals. The tables are of every value."
+    )
 
 
 def distributions(views: Sequence[View]) -> list[Chart]:
@@ -83,10 +92,13 @@ def _ecdf(values: Floats) -> tuple[Floats, Floats]:
 
 
 def over_time(views: Sequence[View]) -> list[Chart]:
-    """Requests in flight, batch size and KV use against time."""
+    """Requests in flight, throughput, batch size and KV use against time."""
     charts = [
         _over_time(views, "in_flight", "Requests in flight", "arrived, not finished", in_flight)
     ]
+    rate = COMPARED["throughput"]
+    note = "output tokens a second, spread evenly over each decode"
+    charts.append(_over_time(views, rate.name, rate.label, note, throughput))
     for name in views[0].of_steps:
         if family_of(name) not in OVER_TIME:
             continue

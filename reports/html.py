@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from reports import words
-from reports.figures import by_percentile, distributions, over_time
+from reports.figures import by_percentile, distributions, over_time, sampling
 from reports.ladder import LABELS, rows, sentences, waterfalls
 from validation.bars import Judgement
 from validation.samples import View
@@ -71,6 +71,7 @@ def html(scorecard: Scorecard, views: Sequence[View], judgements: Sequence[Judge
         tables=[t for t in _tables(scorecard, judgements) if t["metrics"]],
         groups={name: charts for name, charts in groups.items() if charts},
         charts=embedded([asdict(c) for charts in groups.values() for c in charts]),
+        sampling=sampling(),
         formulas=[m.metric for m in scorecard.metrics.values()],
         scripts=scripts,
         style=(TEMPLATES / "report.css").read_text(),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reports import words, write_all
-from reports.console import error_table, ladder_table
+from reports.console import error_table, ladder_table, open_console
 from reports.ladder import sentences
 from traces.bundle import Bundle, read_bundle
 from traces.errors import ConfigError, TraceError
@@ -58,11 +58,7 @@ def run_validate(
 
 def print_outcome(scorecard: Scorecard, judgements: Sequence[Judgement], out: Path) -> None:
     """Print the error table, the verdict and where the reports are."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+    console = open_console()
     console.print(error_table(scorecard))
     if scorecard.ladder:
         console.print(ladder_table(scorecard))

@@ -1,4 +1,4 @@
-"""What a run looked like over time: requests in flight, batch size, KV use.
+"""What a run looked like over time: requests in flight, throughput, batch size, KV use.
 
 Time runs from the first compared arrival, so two bundles lie on one axis.
 """
@@ -32,11 +32,44 @@ def in_flight(seen: View, points: int = POINTS) -> Series:
     return Series(_middles(edges), np.diff(arrived - finished) / np.diff(edges))
 
 
-def _area_after(events: Floats, edges: Floats) -> Floats:
-    """Integral from 0 to each edge of the number of events so far."""
-    events = np.sort(events)
+def throughput(seen: View, points: int = POINTS) -> Series:
+    """Output tokens a second in each of ``points`` equal intervals.
+
+    A request's first token comes when it came, the others evenly until it finished.
+    """
+    requests, edges = seen.bundle.requests, _edges(seen, points)
+    first = column(requests, "first_token_s") - seen.first_s
+    last = column(requests, "finished_s") - seen.first_s
+    tokens = column(requests, "output_tokens")
+    known = np.isfinite(first) & np.isfinite(last) & (tokens > 0)
+    first, last, more = first[known], last[known], tokens[known] - 1
+    lasting = last > first
+    at_once = np.where(lasting, 1.0, 1.0 + more)
+    rate = np.where(lasting, more / np.where(lasting, last - first, 1.0), 0.0)
+    given = _count_before(first, edges, at_once)
+    given += _area_after(first, edges, rate) - _area_after(last, edges, rate)
+    return Series(_middles(edges), np.diff(given) / np.diff(edges))
+
+
+def _count_before(events: Floats, edges: Floats, weights: Floats) -> Floats:
+    """Sum of the weights of the events so far at each edge; those at 0 come after it."""
+    order = np.argsort(events)
+    count = np.searchsorted(events[order], edges, side="right")
+    count[0] = 0
+    so_far: Floats = np.concatenate([[0.0], np.cumsum(weights[order])])[count]
+    return so_far
+
+
+def _area_after(events: Floats, edges: Floats, weights: Floats | None = None) -> Floats:
+    """Integral from 0 to each edge of the weight (1 unless given) of the events so far."""
+    order = np.argsort(events)
+    events = events[order]
+    weights = np.ones(len(events)) if weights is None else weights[order]
     count = np.searchsorted(events, edges, side="right")
-    area: Floats = count * edges - np.concatenate([[0.0], np.cumsum(events)])[count]
+    so_far, moment = (
+        np.concatenate([[0.0], np.cumsum(v)])[count] for v in (weights, weights * events)
+    )
+    area: Floats = so_far * edges - moment
     return area
 
 

@@ -19,6 +19,7 @@ from simulator.deployment import parse_deployment
 from simulator.model import ModelSpec, model_from_config
 from simulator.step_time.base import BatchShape
 from simulator.step_time.fitted import LAYOUT, RANGED, StepProfile
+from simulator.step_time.identify import undetermined
 from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
 from traces.bundle import Bundle, bundle_hash
 from traces.errors import TraceError
@@ -258,7 +259,8 @@ def fit_profile(
         fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         intervals={name: part[1] for name, part in parts.items()},
         fit={name: part[2] for name, part in parts.items()},
-        warnings=[] if frontend is not None else ["no request was queued: frontend_s is 0"],
+        warnings=[f"{name}: {line}" for name, part in parts.items() for line in part[3]]
+        + ([] if frontend is not None else ["no request was queued: frontend_s is 0"]),
     )  # fmt: skip
 
 
@@ -271,14 +273,17 @@ def _model_of(bundle: Bundle) -> ModelSpec:
 
 def _fit_named(
     samples: Sequence[Samples], part: str, terms: dict[str, Term]
-) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
-    """Coefficients, their 95 % intervals and the error of one part, zero terms left out."""
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float], list[str]]:
+    """Coefficients, their 95 % intervals, the error of one part, and what is undetermined.
+
+    Zero terms are left out.
+    """
     seconds = np.concatenate([getattr(s, part) for s in samples])
     matrix = design([s for part_ in samples for s in part_.shapes], terms)
     known = np.isfinite(seconds)
     seconds, matrix = seconds[known], matrix[known]
     if not len(seconds) or seconds.max() <= 0:
-        return {"step": 0.0}, {}, {"steps": float(len(seconds))}
+        return {"step": 0.0}, {}, {"steps": float(len(seconds))}, []
     coefficients = fit_part(matrix, seconds)
     draws = _resampled(matrix, seconds, coefficients)
     predicted = matrix @ coefficients
@@ -293,7 +298,8 @@ def _fit_named(
         "mape": float(np.mean(np.abs(predicted / seconds - 1)[seconds > 0])),
         "total_error": float(predicted.sum() / seconds.sum() - 1),
     }
-    return {names[i]: float(coefficients[i]) for i in kept}, intervals, error
+    doubts = undetermined([names[i] for i in kept], draws[:, kept])
+    return {names[i]: float(coefficients[i]) for i in kept}, intervals, error, doubts
 
 
 def _resampled(matrix: Floats, seconds: Floats, coefficients: Floats) -> Floats:
@@ -327,15 +333,15 @@ def _weights(predicted: Floats, seconds: Floats) -> Floats:
 
 def profile_table(profile: StepProfile) -> str:
     """The fit in a few lines: terms with their intervals, and what they explain."""
+    seen = ", ".join(f["name"] for f in profile.fitted_on)
     lines = [
         f"{profile.engine} {profile.engine_version} on {profile.hardware}, "
-        f"frontend {profile.frontend_s * 1e3:.2f} ms, fitted on "
-        + ", ".join(f["name"] for f in profile.fitted_on)
+        f"frontend {profile.frontend_s * 1e3:.2f} ms, {f'fitted on {seen}' if seen else 'unfitted'}"
     ]
     for part in ("forward", "host", "gap"):
         fit = profile.fit[part]
         shown = f"{fit.get('mean_s', 0) * 1e3:.3f} ms mean, MAPE {fit.get('mape', 0):.1%}"
-        lines.append(f"{part}: {shown} over {fit['steps']:.0f} steps")
+        lines.append(f"{part}: {shown} over {fit['steps']:.0f} steps" if seen else f"{part}:")
         for name, value in getattr(profile, part).items():
             low, high = profile.intervals[part].get(name, [value, value])
             lines.append(

@@ -116,7 +116,8 @@ def test_every_formula_hash_and_chart_is_there(rendered: tuple[Scorecard, Page])
     ids = {a.get("id") for _, a in page.tags}
     assert {f"chart-{c['key']}" for c in charts} <= ids
     assert {"ttft", "tpot", "e2e", "queue", "itl", "step_time", "in_flight_over_time",
-            "batch_size_over_time", "kv_use_over_time", "by_percentile"} == {
+            "throughput_over_time", "batch_size_over_time", "kv_use_over_time",
+            "by_percentile"} == {
         c["key"] for c in charts}  # fmt: skip
     for chart in charts[:-1]:
         roles = [line["role"] for line in chart["lines"]]

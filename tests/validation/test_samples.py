@@ -12,7 +12,7 @@ from fake_bundles import BLOCKS, fake_bundle
 from traces.bundle import Bundle, Manifest, read_bundle, write_bundle
 from validation.pairing import pair
 from validation.samples import View
-from validation.series import in_flight, over_steps
+from validation.series import in_flight, over_steps, throughput
 
 
 def whole(bundle: Bundle, rows: int | None = None) -> dict[str, np.ndarray]:
@@ -112,6 +112,21 @@ def test_in_flight_keeps_the_area_under_the_curve(tmp_path: Path) -> None:
     width = (seen.last_s - seen.first_s) / 37
     assert (series.value * width).sum() == pytest.approx(whole(bundle)["e2e"].sum())
     assert series.value.min() >= 0
+
+
+def test_throughput_keeps_every_token(tmp_path: Path) -> None:
+    bundle = fake_bundle(tmp_path / "b", requests=50)
+    seen = View(bundle, np.arange(50))
+    series = throughput(seen, points=29)
+    width = (seen.last_s - seen.first_s) / 29
+    assert (series.value * width).sum() == pytest.approx(
+        bundle.requests["output_tokens"].to_numpy().sum()
+    )
+    assert series.value.min() > -1e-6
+    by_hand = throughput(View(client(tmp_path / "c"), np.arange(3)), points=7)  # intervals of 0.5 s
+    # a: one token at 1.5; b: at 1.5 and by 3.5; c: at 2.25, three more by 2.75
+    expected = [0, 0, 2, 0.25, 0.25 + 1 + 1.5, 0.25 + 1.5, 0.25]
+    np.testing.assert_allclose(by_hand.value * 0.5, expected, atol=1e-9)
 
 
 def test_steps_over_time_average_within_an_interval(tmp_path: Path) -> None:
