@@ -1,4 +1,4 @@
-"""How long a step takes: a sum of terms of its shape, for each of three parts.
+"""How long a step takes: a sum of terms of its shape, for each of its parts.
 
 A term is a coefficient times a function of one or two features of the shape: 1, the feature,
 the feature up to or beyond a knee, the experts active among so many tokens, a table, what
@@ -18,7 +18,7 @@ from simulator.engine.attention import attention
 from simulator.engine.build import compiled
 from simulator.engine.layout import Model, Term, feature_of, number_of, shape_of, term_of
 
-FORWARD, HOST, GAP = range(3)  # Term.part
+FORWARD, HOST, GAP, HEAD, HOP = range(5)  # Term.part
 # Term.kind
 CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE, SHARED = range(10)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
@@ -28,7 +28,7 @@ PS_PER_S = 1e12
 @compiled
 def predict(m: Model) -> None:
     """Times of a step of the model's shape, in picoseconds."""
-    forward = host = gap = 0.0
+    forward = host = gap = head = hop = 0.0
     m.outside = 0
     for k in range(m.terms):
         t = term_of(m, k)
@@ -38,9 +38,15 @@ def predict(m: Model) -> None:
             forward += value
         elif t.part == HOST:
             host += value
-        else:
+        elif t.part == GAP:
             gap += value
+        elif t.part == HEAD:
+            head += value
+        else:
+            hop += value
     m.forward_ps = int(np.rint(forward * PS_PER_S))
+    m.head_ps = int(np.rint(head * PS_PER_S))
+    m.hop_ps = int(np.rint(hop * PS_PER_S))
     m.host_ps = int(np.rint(host * PS_PER_S))
     m.gap_ps = int(np.rint(gap * PS_PER_S))
     m.steps += 1

@@ -26,7 +26,15 @@ from simulator.step_time.attention_grid import AttentionGrid, build_grid
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.experts import ExpertLoads, ExpertTables, bake_experts
 from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
-from simulator.step_time.layers import COLLECTIVES, SAMPLED, TOKENS, attention_calls, calls
+from simulator.step_time.layers import (
+    COLLECTIVES,
+    SAMPLED,
+    TOKENS,
+    Call,
+    attention_calls,
+    calls,
+    hops,
+)
 from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import Prices
 from traces.errors import TraceError
@@ -39,13 +47,15 @@ PARTS = ("exchange", "experts", "straggler")
 class StepTables:
     """Baked tables of one deployed shape.
 
-    ``by_tokens``, ``collectives`` and ``by_sampled`` are seconds at 0, 1, 2, ... tokens or rows;
-    ``tokens_most`` and ``sampled_most`` the largest that rest on measurements. Ranks that step
-    together all run as many tokens as the fullest of them, if that has ``together`` at most.
+    ``by_tokens``, ``collectives``, ``hop`` (between two pipeline stages) and ``by_sampled`` are
+    seconds at 0, 1, 2, ... tokens or rows; ``tokens_most`` and ``sampled_most`` the largest
+    that rest on measurements. Ranks that step together all run as many tokens as the fullest
+    of them, if that has ``together`` at most.
     """
 
     by_tokens: Floats
     collectives: Floats
+    hop: Floats
     by_sampled: Floats
     tokens_most: int
     sampled_most: int
@@ -61,6 +71,7 @@ def save_tables(tables: StepTables, path: Path) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {
         "by_tokens": tables.by_tokens,
         "collectives": tables.collectives,
+        "hop": tables.hop,
         "by_sampled": tables.by_sampled,
         "most": np.array([tables.tokens_most, tables.sampled_most, tables.together]),
         "layers": np.array(tables.layers),
@@ -103,7 +114,7 @@ def load_tables(path: Path) -> StepTables:
                 )  # fmt: skip
             tokens_most, sampled_most, together = (int(n) for n in found["most"])
             return StepTables(
-                found["by_tokens"], found["collectives"], found["by_sampled"], tokens_most,
+                found["by_tokens"], found["collectives"], found["hop"], found["by_sampled"], tokens_most,
                 sampled_most, together, grids, layers, experts, json.loads(str(found["notes"])),
             )  # fmt: skip
     except (OSError, KeyError, ValueError) as error:
@@ -124,6 +135,7 @@ def bake(
     return StepTables(
         local[padded],
         wires[padded],
+        _between_stages(prices, hops(model, engine), tokens)[padded],
         by_sampled + gather,
         tokens_most,
         sampled_most,
@@ -133,6 +145,14 @@ def bake(
         experts,
         {"estimated": dict(prices.estimated), **(experts.notes if experts else {})},
     )
+
+
+def _between_stages(prices: Prices, sends: list[Call], sizes: Floats) -> Floats:
+    """Mean seconds of a hop from one pipeline stage to the next, from 0 tokens on."""
+    if not sends:
+        return np.zeros(len(sizes) + 1)
+    seconds = np.mean([prices.seconds(call, sizes)[0] for call in sends], axis=0)
+    return np.concatenate([[0.0], seconds])
 
 
 def _summed(
@@ -160,8 +180,9 @@ class OperatorStepTime(CompiledStepTime):
         forward: list[tuple[str, float, Function]] = [
             ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together)),
             ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together)),
-            ("sampling", 1.0, Dense("sampled", tables.by_sampled)),
         ]
+        head = [(1.0, Dense("sampled", tables.by_sampled))]
+        hop = [(1.0, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
             forward.append(("attention", float(count), attention))
@@ -176,7 +197,9 @@ class OperatorStepTime(CompiledStepTime):
             [(coefficient, function) for _, coefficient, function in forward],
             [(host_s, Constant())],
             [(gap_s, Constant())],
+            head,
+            hop,
             frontend_ps=to_ps(frontend_s),
             ranges=ranges,
-            parts=[part for part, _, _ in forward],
+            parts=[*(part for part, _, _ in forward), "sampling", *["collectives"] * len(hop)],
         )
