@@ -10,13 +10,14 @@ from typing import Any
 from simulator.deployment import (
     Cluster,
     Deployment,
+    Engine,
     check_layout,
     find_file,
     load_deployment,
     parse_deployment,
 )
 from simulator.hardware import DeviceLink, Hardware, load_hardware
-from simulator.memory import KVCapacity, kv_capacity
+from simulator.memory import KVCapacity, kv_capacity, pipeline_stages
 from simulator.model import ModelSpec, load_model
 from simulator.moe.deployed import deployed_loads
 from simulator.moe.laws import check_law
@@ -56,13 +57,17 @@ class Plan:
         names = (
             "block_size", "max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill",
             "enable_prefix_caching", "long_prefill_token_threshold",
-            "long_prefill_token_threshold_adaptive", "scheduling_policy", "async_scheduling",
+            "long_prefill_token_threshold_adaptive", "scheduling_policy",
             "scheduler_reserve_full_isl", "watermark",
         )  # fmt: skip
+        stages = pipeline_stages(self.model.layers, engine.pipeline_parallel_size)
         return SchedulerConfig(
+            # vLLM turns it off with a pipeline (``config/vllm.py``; V1 model runner)
+            async_scheduling=engine.async_scheduling and len(stages) == 1,
             num_gpu_blocks=self.capacity.blocks,
             max_model_len=engine.max_model_len or self.model.max_len,
             windows=self.model.kv_windows(),
+            stage_layers=tuple(len(stage) for stage in stages),
             lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
             dp_sync_interval=engine.dp_sync_interval,
             **{name: getattr(engine, name) for name in names},
@@ -86,6 +91,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     )
     model = load_model(model_file)
     check_layout(deployment, model)
+    _check_pipeline(deployment.clusters[0].engine, model)
     if operators is not None:
         deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
     cluster = _only_cluster(deployment)
@@ -119,12 +125,19 @@ def _only_cluster(deployment: Deployment) -> Cluster:
         roles = ", ".join(f"{c.name}: {c.role}" for c in deployment.clusters)
         raise ConfigError(f"clusters: one co-located cluster can be simulated, got {roles}")
     engine = cluster.engine
-    if engine.pipeline_parallel_size > 1:
-        raise ConfigError("engine.pipeline_parallel_size: only 1 can be simulated")
     create_policy(engine.scheduling_policy)
     check_router(deployment.routing.policy)
     check_law(deployment.moe.expert_load)
     return cluster
+
+
+def _check_pipeline(engine: Engine, model: ModelSpec) -> None:
+    stages, ranks = engine.pipeline_parallel_size, engine.data_parallel_size
+    if stages > 1 and ranks > 1 and model.moe is not None:
+        raise ConfigError(
+            "engine.pipeline_parallel_size: with data-parallel ranks of a MoE model, which step "
+            f"together, only 1 can be simulated, got {stages} stages and {ranks} ranks"
+        )
 
 
 def _not_honoured(deployment: Deployment) -> list[str]:

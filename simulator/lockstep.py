@@ -79,7 +79,9 @@ class LockStep:
             shape.draw = draw_of(self.index, self._begun)
             found.append(self._model.times(shape))
         self._begun += 1
-        times = StepTimes(*(max(part) for part in zip(*found, strict=True)))
+        times = StepTimes(
+            max(t.alone for t in found), max(t.host for t in found), max(t.gap for t in found)
+        )
         end = now + times.host + times.forward
         if self._depth > 1:
             self._host_free_ps = now + times.host

@@ -8,6 +8,13 @@ Synchronously (vLLM's ``EngineCore.step``)::
 Asynchronously (``step_with_batch_queue``, depth 2) the host schedules step n + 1 while the
 device runs step n, so a request that arrives during step n first runs in step n + 2.
 
+With a pipeline (``step_with_batch_queue`` too, synchronous, as many batches as stages) a
+batch enters a stage when it has left the one before and the batch before it has left this
+one; a decoding request is in one batch at a time, a prompt's chunks may be in several::
+
+    stage 0   |-1-||-2-|     |-3-|      3 waits for what 1 sampled: a bubble
+    stage 1        |-1-||-2-|     |-3-|
+
 This is the plain form, around the reference scheduler; ``engine/advance.py`` is its equal.
 """
 
@@ -23,7 +30,7 @@ from simulator.scheduling.request import MAX_PREEMPTIONS, Request, Status
 from simulator.step_time.base import StepTimeModel, StepTimes, draw_of, shape_of
 from traces.errors import ConfigError, InvariantError
 
-NOTHING = StepTimes(0, 0, 0)
+NOTHING = StepTimes(0, 0, 0)  # of a step without a token
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class Step:
     times: StepTimes
     start_ps: int
     end_ps: int
+    forward_ps: int
     running: int
     waiting: int
     free_blocks: int
@@ -124,7 +132,8 @@ class Rank:
     def launch(self, batch: Batch, times: StepTimes, start: int, end: int, dummy: bool) -> None:
         """A step is in flight."""
         free = self.scheduler.kv.free_blocks
-        step = Step(batch, times, start, end, self.running, self.waiting, free, dummy)
+        forward = times.alone + times.hop * (len(self.scheduler.config.stage_layers) - 1)
+        step = Step(batch, times, start, end, forward, self.running, self.waiting, free, dummy)
         self.flight.append(step)
 
     def end_oldest(self, now: int) -> Step:
@@ -170,6 +179,8 @@ class Replica:
         self._depth = rank.scheduler.config.max_concurrent_batches
         self._host_free_ps = 0
         self._device_free_ps = 0
+        self._stages = rank.scheduler.config.stage_layers
+        self._stage_free_ps = [0] * len(self._stages)
         self._begun = 0  # steps with work, ended or in flight
 
     def arrive(self, request: Request, replica: int, at_ps: int) -> None:
@@ -210,13 +221,26 @@ class Replica:
             self._begun += 1
             times = self._model.times(shape)
         if self._depth == 1:
-            end = now + times.host + times.forward
+            end = now + times.host + times.alone
+        elif len(self._stages) == 1:
+            self._host_free_ps = now + times.host
+            end = max(self._host_free_ps, self._device_free_ps) + times.alone
+            self._device_free_ps = end
         else:
             self._host_free_ps = now + times.host
-            end = max(self._host_free_ps, self._device_free_ps) + times.forward
-            self._device_free_ps = end
+            end = self._through_stages(times)
         self._rank.launch(batch, times, now, end, dummy=False)
         return batch.tokens > 0
+
+    def _through_stages(self, times: StepTimes) -> int:
+        """A batch passes the pipeline's stages; returns when it leaves the last."""
+        at, last = self._host_free_ps, len(self._stages) - 1
+        for k, layers in enumerate(self._stages):
+            at += times.hop * (k > 0)
+            at = max(at, self._stage_free_ps[k]) + times.forward * layers // sum(self._stages)
+            at += times.head * (k == last)
+            self._stage_free_ps[k] = at
+        return at
 
     def _end_step(self, now: int) -> None:
         rank = self._rank

@@ -116,11 +116,11 @@ class Engine:
         if self._depth > 1:
             self._host_free = end
             end = max(end, self._device_free)
-            self._device_free = end + times.forward
+            self._device_free = end + times.alone
         for row in batch.rows:
             if row.request.first_scheduled_ps < 0:
                 row.request.first_scheduled_ps = now
-        self._flight.append(_Flight(batch, times.gap, end + times.forward))
+        self._flight.append(_Flight(batch, times.gap, end + times.alone))
         return batch.tokens > 0
 
     def _end_step(self) -> None:

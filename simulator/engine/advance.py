@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from simulator.engine.build import compiled
-from simulator.engine.layout import DRAWS_APART, Replica, World, model_of, shape_of, slot_of
+from simulator.engine.layout import (
+    DRAWS_APART,
+    Replica,
+    World,
+    model_of,
+    shape_of,
+    slot_of,
+    stage_of,
+)  # fmt: skip
 from simulator.engine.times import predict
 from simulator.engine.turn import drain, end_batch, inbox_ps, plan_batch
 
@@ -37,7 +45,7 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
     """Plan a step and put it in time; False if it has no token."""
     step = slot_of(s, plan_batch(w, s, now))
     step.start_ps = now
-    step.forward_ps = step.gap_ps = host = 0
+    step.forward_ps = step.gap_ps = host = head = hop = 0
     if step.tokens:
         m = model_of(w, 0)
         shape = shape_of(m, 0)
@@ -47,7 +55,13 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         predict(m)
         step.forward_ps = m.forward_ps
         step.gap_ps = m.gap_ps
-        host = m.host_ps
+        host, head, hop = m.host_ps, m.head_ps, m.hop_ps
+    if w.stages > 1:
+        s.host_free_ps = now + host
+        step.end_ps = _through_stages(w, s, step.forward_ps, head, hop)
+        step.forward_ps += head + (w.stages - 1) * hop
+        return step.tokens > 0
+    step.forward_ps += head
     if w.depth == 1:
         step.end_ps = now + host + step.forward_ps
     else:
@@ -55,6 +69,21 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         s.device_free_ps = max(s.host_free_ps, s.device_free_ps) + step.forward_ps
         step.end_ps = s.device_free_ps
     return step.tokens > 0
+
+
+@compiled
+def _through_stages(w: World, s: Replica, forward: int, head: int, hop: int) -> int:
+    """A batch passes the pipeline's stages; returns when it leaves the last."""
+    at = s.host_free_ps
+    for k in range(w.stages):
+        stage = stage_of(s, k)
+        if k:
+            at += hop
+        at = max(at, stage.free_ps) + forward * stage.layers // w.layers
+        if k == w.stages - 1:
+            at += head
+        stage.free_ps = at
+    return at
 
 
 @compiled

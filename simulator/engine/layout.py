@@ -70,6 +70,13 @@ class Number(Record):
     value: small
 
 
+class Stage(Record):
+    """A pipeline stage of a replica: when it is free, and the layers it holds."""
+
+    free_ps: int
+    layers: int
+
+
 class Finish(Record):
     """A request that finished."""
 
@@ -128,6 +135,7 @@ class Replica(Record):
     ending: int  # which is the end of a step, else a wake-up
     host_free_ps: int
     device_free_ps: int
+    stages_at: int  # when each pipeline stage is free
     inbox_first: int
     inbox_last: int
     unfinished: int
@@ -215,7 +223,7 @@ class Term(Record):
     spent: float  # seconds so far
 
 
-class Stage(Record):
+class StagePrice(Record):
     """Prices a stage of a pipelined step for layers of a kind, by a model of its own."""
 
     model: int  # its address
@@ -243,6 +251,8 @@ class Model(Record):
     most: int
     micro_batches: int
     forward_ps: int
+    head_ps: int
+    hop_ps: int
     host_ps: int
     gap_ps: int
     outside: int
@@ -300,7 +310,11 @@ class World(Record):
     long_prefill: int
     adaptive_long_prefill: int
     by_priority: int
-    depth: int
+    depth: int  # batches that may be in flight,
+    slots: int  # and room for them
+    asynchronous: int
+    stages: int  # of the pipeline
+    layers: int
     reserve_full: int
     watermark_blocks: int
     frontend_ps: int
@@ -335,11 +349,12 @@ row_of = of(Step, "rows_at", Row)
 preempted_of = of(Step, "preempted_at", Number)
 shared_of = of(Request, "shared_at", Shared)
 shape_of = of(Model, "shape_at", Shape)
+stage_of = of(Replica, "stages_at", Stage)
 own_shape_of = of(Replica, "shape_at", Shape)
 feature_of = of(Model, "shape_at", Feature)
 term_of = of(Model, "terms_at", Term)
 number_of = of(Model, "numbers_at", Coefficient)
-stage_of = of(Model, "stages_at", Stage)
+stage_price_of = of(Model, "stages_at", StagePrice)
 address_of = of(Model, "pipelines_at", Time)
 cut_of = of(Model, "cut_at", Time)
 piece_of = of(Pipeline, "pieces_at", Piece)

@@ -48,7 +48,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
     """Every rank plans a step, or runs a dummy one; the slowest sets the time of all."""
     m = model_of(w, 0)
     home = m.shape_at
-    slot = (first.first_slot + first.flight) % 2
+    slot = (first.first_slot + first.flight) % w.slots
     total = most = 0
     for k in range(w.ranks):
         s = replica_of(w, first.index + k)
@@ -72,7 +72,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         shape.most_tokens = most
         shape.draw = first.index * DRAWS_APART + first.begun
         predict(m)
-        forward = max(forward, m.forward_ps)
+        forward = max(forward, m.forward_ps + m.head_ps)
         host = max(host, m.host_ps)
         gap = max(gap, m.gap_ps)
     m.shape_at = home

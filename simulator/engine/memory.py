@@ -17,6 +17,7 @@ from simulator.engine.layout import (
     Replica,
     Row,
     Shape,
+    Stage,
     Step,
     World,
 )  # fmt: skip
@@ -45,9 +46,12 @@ class Memory:
         self.world = np.zeros(1, World.dtype)
         self.replicas = np.zeros(replicas, Replica.dtype)
         self.seats = np.zeros((replicas, config.max_num_seqs), Number.dtype)
-        self.steps = np.zeros((replicas, 2), Step.dtype)
-        self.rows = np.zeros((replicas, 2, config.max_num_seqs), Row.dtype)
-        self.preempted = np.zeros((replicas, 2, 2 * config.max_num_seqs), Number.dtype)
+        slots = max(2, config.max_concurrent_batches)
+        self.steps = np.zeros((replicas, slots), Step.dtype)
+        self.rows = np.zeros((replicas, slots, config.max_num_seqs), Row.dtype)
+        self.preempted = np.zeros((replicas, slots, 2 * config.max_num_seqs), Number.dtype)
+        self.stages = np.zeros((replicas, len(config.stage_layers)), Stage.dtype)
+        self.stages["layers"] = config.stage_layers
         room = FINISHED_ROOM + config.max_num_seqs * config.lock_step_ranks
         self.finished = np.zeros(room, Finish.dtype)
         self.shapes = np.zeros((replicas, 1), Shape.dtype)
@@ -110,6 +114,7 @@ class Memory:
         replicas["running_at"] = _addresses(self.seats)
         replicas["steps_at"] = _addresses(self.steps)
         replicas["shape_at"] = _addresses(self.shapes)
+        replicas["stages_at"] = _addresses(self.stages)
         replicas["index"] = np.arange(count)
         replicas["next_ps"] = NEVER
         for name in ("inbox_first", "inbox_last", "waiting_first", "waiting_last"):
@@ -140,6 +145,10 @@ class Memory:
             "adaptive_long_prefill": config.long_prefill_token_threshold_adaptive,
             "by_priority": config.scheduling_policy == "priority",
             "depth": config.max_concurrent_batches,
+            "slots": self.steps.shape[1],
+            "asynchronous": config.async_scheduling,
+            "stages": len(config.stage_layers),
+            "layers": sum(config.stage_layers),
             "reserve_full": config.scheduler_reserve_full_isl,
             "watermark_blocks": int(config.watermark * config.num_gpu_blocks),
             "frontend_ps": frontend_ps,

@@ -184,7 +184,7 @@ def _advance(w: World, step: Step) -> None:
         r.computed += q
         r.in_flight += q
         row.emits = r.computed >= r.prompt + r.output + r.placeholders
-        if row.emits and w.depth > 1:
+        if row.emits and w.asynchronous:
             r.placeholders += 1
         shape.sampled += row.emits
         if q == 1:
@@ -226,7 +226,7 @@ def hand_out(w: World, s: Replica, step: Step, now_ps: int) -> None:
         if r.status >= FINISHED or not row.emits:
             continue
         r.output += 1
-        if w.depth > 1:
+        if w.asynchronous:
             r.placeholders -= not row.stale
             if r.status == RUNNING:
                 cache(w, s, r, r.computed - r.placeholders)

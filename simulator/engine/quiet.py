@@ -111,7 +111,7 @@ def settle(w: World, s: Replica) -> None:
         r.computed += s.scheduled
         r.output += s.ended
         r.in_flight += pending
-        if w.depth > 1:
+        if w.asynchronous:
             r.placeholders += pending
         r.held = -(-r.computed // w.block_size)
         # Asynchronously the newest token is not known yet, nor is the block it fills.
@@ -120,7 +120,7 @@ def settle(w: World, s: Replica) -> None:
             r.cached = cached
     s.quiet = s.scheduled = s.ended = 0
     for k in range(s.flight):
-        step = slot_of(s, (s.first_slot + k) % 2)
+        step = slot_of(s, (s.first_slot + k) % w.slots)
         step.quiet = 0
         list_rows(w, s, step, k - s.flight)
 

@@ -25,7 +25,7 @@ def add(w: World, s: Replica, i: int) -> None:
 @compiled
 def schedule(w: World, s: Replica) -> int:
     """Plan the next step; returns its slot."""
-    slot = (s.first_slot + s.flight) % 2
+    slot = (s.first_slot + s.flight) % w.slots
     step = slot_of(s, slot)
     if s.quiet and (not s.quiet_left or s.flight != w.depth - 1):
         settle(w, s)
@@ -44,7 +44,7 @@ def schedule(w: World, s: Replica) -> int:
 def update(w: World, s: Replica, now_ps: int) -> None:
     """The oldest step in flight ended."""
     step = slot_of(s, s.first_slot)
-    s.first_slot = 1 - s.first_slot
+    s.first_slot = (s.first_slot + 1) % w.slots
     s.flight -= 1
     if step.quiet:
         s.ended += 1

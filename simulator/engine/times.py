@@ -1,4 +1,4 @@
-"""How long a step takes: a sum of terms of its shape, for each of three parts.
+"""How long a step takes: a sum of terms of its shape, for each of its parts.
 
 A term is a coefficient times a function of one or two features of the shape: 1, the feature,
 the feature up to or beyond a knee, the experts active among so many tokens, a table, what
@@ -29,12 +29,12 @@ from simulator.engine.layout import (
     number_of,
     pipeline_at,
     shape_of,
-    stage_of,
+    stage_price_of,
     term_of,
 )
 from simulator.engine.pipeline import last_end_of
 
-FORWARD, HOST, GAP = range(3)  # Term.part
+FORWARD, HOST, GAP, HEAD, HOP = range(5)  # Term.part
 # Term.kind
 CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE, SHARED = range(10)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
@@ -55,7 +55,7 @@ def predict(m: Model) -> None:
 @compiled
 def add_up(m: Model) -> None:
     """The model's terms for its shape, part by part."""
-    forward = host = gap = 0.0
+    forward = host = gap = head = hop = 0.0
     m.outside = 0
     for k in range(m.terms):
         t = term_of(m, k)
@@ -65,9 +65,15 @@ def add_up(m: Model) -> None:
             forward += value
         elif t.part == HOST:
             host += value
-        else:
+        elif t.part == GAP:
             gap += value
+        elif t.part == HEAD:
+            head += value
+        else:
+            hop += value
     m.forward_ps = int(np.rint(forward * PS_PER_S))
+    m.head_ps = int(np.rint(head * PS_PER_S))
+    m.hop_ps = int(np.rint(hop * PS_PER_S))
     m.host_ps = int(np.rint(host * PS_PER_S))
     m.gap_ps = int(np.rint(gap * PS_PER_S))
 
@@ -82,7 +88,7 @@ def pipelined(m: Model) -> int:
         p = pipeline_at(address_of(m, parts - 1).value)
         for b in range(parts):
             for k in range(m.stages):
-                stage = stage_of(m, k)
+                stage = stage_price_of(m, k)
                 priced = model_at(stage.model)
                 for f in range(FEATURES):
                     whole = feature_of(m, f).value

@@ -116,7 +116,7 @@ class PlainFleet:
             prefill = sum(r.tokens for r in batch.rows if r.computed < r.request.prompt)
             for name, value in {
                 "replica": replica.index, "step": replica.steps, "start_ps": step.start_ps,
-                "end_ps": step.end_ps, "forward_ps": step.times.forward, "tokens": batch.tokens,
+                "end_ps": step.end_ps, "forward_ps": step.forward_ps, "tokens": batch.tokens,
                 "prefill_tokens": prefill, "running": step.running, "waiting": step.waiting,
                 "free_blocks": step.free_blocks, "preempted": len(batch.preempted),
                 "dummy": step.dummy,

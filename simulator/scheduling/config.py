@@ -11,7 +11,8 @@ class SchedulerConfig:
 
     ``num_gpu_blocks`` counts the null block, as vLLM's does. ``windows`` has one entry
     per KV group: its sliding window in tokens, or None for full attention.
-    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling. The schedulers of
+    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling; with a pipeline, whose
+    stages hold ``stage_layers`` each, as many as it has stages, and synchronous. The schedulers of
     ``lock_step_ranks`` data-parallel ranks step together (``simulator/lockstep.py``), and agree
     on going on every ``dp_sync_interval`` steps.
     """
@@ -30,10 +31,11 @@ class SchedulerConfig:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     windows: tuple[int | None, ...] = (None,)
+    stage_layers: tuple[int, ...] = (1,)
     lock_step_ranks: int = 1
     dp_sync_interval: int = 16
 
     @property
     def max_concurrent_batches(self) -> int:
         """Batches that may be scheduled but not finished."""
-        return 2 if self.async_scheduling else 1
+        return 2 if self.async_scheduling else len(self.stage_layers)

@@ -71,13 +71,22 @@ def shape_of(batch: Batch) -> BatchShape:
 class StepTimes(NamedTuple):
     """Parts of one step, picoseconds.
 
-    Synchronously a step lasts ``host + forward`` and the next begins ``gap`` later;
-    asynchronously the host works on the next step while the device runs this one.
+    Synchronously a step lasts ``host + forward + head`` and the next begins ``gap`` later;
+    asynchronously the host works on the next step while the device runs this one. ``forward``
+    are the layers, ``head`` what follows the last; between the stages of a pipeline lies a
+    ``hop``.
     """
 
     forward: int
     host: int
     gap: int
+    head: int = 0
+    hop: int = 0
+
+    @property
+    def alone(self) -> int:
+        """The device's time in one stage."""
+        return self.forward + self.head
 
 
 class StepTimeModel(Protocol):

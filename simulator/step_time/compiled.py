@@ -37,11 +37,11 @@ Fields = dict[str, int]
 
 
 class CompiledStepTime:
-    """Sums of functions of the shape: forward, host and gap of a step, seconds.
+    """Sums of functions of the shape for each part of a step (``StepTimes``), seconds.
 
     Summands are added in their order. ``ranges`` are the largest values of features that
     the model holds for: a step beyond any, or beyond a table, counts as extrapolated.
-    ``parts`` are the names under which ``spent`` adds up the summands of forward.
+    ``parts`` are the names under which ``spent`` adds up the summands of forward, head and hop.
     ``address`` is where compiled code finds the model.
     """
 
@@ -50,17 +50,25 @@ class CompiledStepTime:
         forward: Sum,
         host: Sum = (),
         gap: Sum = (),
+        head: Sum = (),
+        hop: Sum = (),
         *,
         frontend_ps: int = 0,
         ranges: Mapping[str, int] | None = None,
         parts: Sequence[str] = (),
     ) -> None:
         self.frontend_ps = frontend_ps
-        self._parts = parts or [""] * len(forward)
+        self._parts = parts or [""] * len([*forward, *head, *hop])
         numbers: list[float] = [1.0]  # a coefficient for what has none
         terms: list[Fields] = [
             {"part": part, **_fields(function, coefficient, numbers)}
-            for part, summands in ((times.FORWARD, forward), (times.HOST, host), (times.GAP, gap))
+            for part, summands in (
+                (times.FORWARD, forward),
+                (times.HEAD, head),
+                (times.HOP, hop),
+                (times.HOST, host),
+                (times.GAP, gap),
+            )
             for coefficient, function in summands
         ]
         for name, most in (ranges or {}).items():
@@ -93,7 +101,8 @@ class CompiledStepTime:
             shape = replace(shape, engine_tokens=shape.tokens, most_tokens=shape.tokens)
         self._pack(self._shape, 0, *self._features(shape))
         self._evaluate(self.address)
-        return StepTimes(*self._answer[self._first : self._first + 3].tolist())
+        forward, head, hop, host, gap = self._answer[self._first : self._first + 5].tolist()
+        return StepTimes(forward, host, gap, head, hop)
 
     def last_shape(self) -> BatchShape:
         """Shape of the step asked for last."""
@@ -105,7 +114,7 @@ class CompiledStepTime:
         return {name: int(self._model[name][0]) for name in ("steps", "extrapolated")}
 
     def spent(self) -> dict[str, float]:
-        """Seconds of forward so far by part, summed over all steps asked for."""
+        """Seconds of the device so far by part, summed over all steps asked for."""
         found = dict.fromkeys(self._parts, 0.0)
         for name, term in zip(self._parts, self._terms, strict=False):
             found[name] += float(term["spent"])

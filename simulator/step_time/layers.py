@@ -104,6 +104,20 @@ def calls(model: ModelSpec, engine: Engine) -> list[Call]:
     ]
 
 
+def hops(model: ModelSpec, engine: Engine) -> list[Call]:
+    """What goes from each pipeline stage to the next: hidden states and residual.
+
+    Each tensor-parallel rank sends its share (``send_tensor_dict`` with the TP group). Stages
+    are consecutive groups of TP ranks.
+    """
+    tp, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
+    size = -(-2 * 2 * model.hidden // tp)
+    return [
+        Call("send_recv", "stage_hop", TOKENS, {"bytes": size, "ranks": 2}, span=tp * stage)
+        for stage in range(1, stages)
+    ]
+
+
 def _attention_block(model: ModelSpec, tp: int) -> Iterator[Call]:
     hidden, layers = model.hidden, model.layers
     yield Call("elementwise", "layernorm", TOKENS, {"hidden": hidden}, layers)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.engine.layout import Stage as Record
+from simulator.engine.layout import StagePrice as Record
 from simulator.pipeline import STAGES, Pipeline, Stage
 from simulator.step_time.base import BatchShape
 from simulator.step_time.compiled import FEATURES, CompiledStepTime, Sum

@@ -27,7 +27,15 @@ from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.experts import ExpertLoads, ExpertTables, bake_experts
 from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
-from simulator.step_time.layers import COLLECTIVES, SAMPLED, TOKENS, attention_calls, calls
+from simulator.step_time.layers import (
+    COLLECTIVES,
+    SAMPLED,
+    TOKENS,
+    Call,
+    attention_calls,
+    calls,
+    hops,
+)
 from simulator.step_time.padding import padded_tokens
 from simulator.step_time.prices import Prices
 from simulator.step_time.select_kernels import where
@@ -45,13 +53,15 @@ MODULE = (  # what kernels of an ``mla_module`` hold beside the attention itself
 class StepTables:
     """Baked tables of one deployed shape.
 
-    ``by_tokens``, ``collectives`` and ``by_sampled`` are seconds at 0, 1, 2, ... tokens or rows;
-    ``tokens_most`` and ``sampled_most`` the largest that rest on measurements. Ranks that step
-    together all run as many tokens as the fullest of them, if that has ``together`` at most.
+    ``by_tokens``, ``collectives``, ``hop`` (between two pipeline stages) and ``by_sampled`` are
+    seconds at 0, 1, 2, ... tokens or rows; ``tokens_most`` and ``sampled_most`` the largest
+    that rest on measurements. Ranks that step together all run as many tokens as the fullest
+    of them, if that has ``together`` at most.
     """
 
     by_tokens: Floats
     collectives: Floats
+    hop: Floats
     by_sampled: Floats
     tokens_most: int
     sampled_most: int
@@ -67,6 +77,7 @@ def save_tables(tables: StepTables, path: Path) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {
         "by_tokens": tables.by_tokens,
         "collectives": tables.collectives,
+        "hop": tables.hop,
         "by_sampled": tables.by_sampled,
         "most": np.array([tables.tokens_most, tables.sampled_most, tables.together]),
         "layers": np.array(tables.layers),
@@ -109,8 +120,9 @@ def load_tables(path: Path) -> StepTables:
                 )  # fmt: skip
             tokens_most, sampled_most, together = (int(n) for n in found["most"])
             return StepTables(
-                found["by_tokens"], found["collectives"], found["by_sampled"], tokens_most,
-                sampled_most, together, grids, layers, experts, json.loads(str(found["notes"])),
+                found["by_tokens"], found["collectives"], found["hop"], found["by_sampled"],
+                tokens_most, sampled_most, together, grids, layers, experts,
+                json.loads(str(found["notes"])),
             )  # fmt: skip
     except (OSError, KeyError, ValueError) as error:
         raise TraceError(f"{path}: not a baked table: {error}") from None
@@ -130,6 +142,7 @@ def bake(
     return StepTables(
         local[padded],
         wires[padded],
+        _between_stages(prices, hops(model, engine), tokens)[padded],
         by_sampled + gather,
         tokens_most,
         sampled_most,
@@ -147,6 +160,14 @@ def bake(
             **(experts.notes if experts else {}),
         },
     )
+
+
+def _between_stages(prices: Prices, sends: list[Call], sizes: Floats) -> Floats:
+    """Mean seconds of a hop from one pipeline stage to the next, from 0 tokens on."""
+    if not sends:
+        return np.zeros(len(sizes) + 1)
+    seconds = np.mean([prices.seconds(call, sizes)[0] for call in sends], axis=0)
+    return np.concatenate([[0.0], seconds])
 
 
 def _summed(
@@ -178,9 +199,10 @@ class OperatorStepTime(CompiledStepTime):
         forward: list[tuple[str, float, Function]] = [
             ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together)),
             ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together)),
-            ("sampling", 1.0, Dense("sampled", tables.by_sampled)),
             ("overhead", step_s, Constant()),
         ]
+        head = [(1.0, Dense("sampled", tables.by_sampled))]
+        hop = [(1.0, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
             forward.append(("attention", float(count), attention))
@@ -193,9 +215,11 @@ class OperatorStepTime(CompiledStepTime):
                 forward.append((part, 1.0, curves))
         super().__init__(
             [(coefficient, function) for _, coefficient, function in forward],
+            head=head,
+            hop=hop,
             frontend_ps=to_ps(frontend_s),
             ranges=ranges,
-            parts=[part for part, _, _ in forward],
+            parts=[*(part for part, _, _ in forward), "sampling", *["collectives"] * len(hop)],
         )
 
     def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:

@@ -39,6 +39,7 @@ def random_world(seed: int) -> World:
     outputs = rng.choice([1, 8, 40])
     chunked = rng.random() < 0.75
     ranks = rng.choice([1, 1, 2, 3])
+    stages = rng.choice([(1,), (1,), (3, 3), (2, 3, 2)]) if ranks == 1 else (1,)
     least = -(-(longest + 40) // block) + 1
     settings = config(
         num_gpu_blocks=least + (rng.randint(0, least // 2) if rng.random() < 0.6 else 4 * least),
@@ -51,10 +52,11 @@ def random_world(seed: int) -> World:
         long_prefill_token_threshold=rng.choice([0, 0, 12]) if chunked else 0,
         long_prefill_token_threshold_adaptive=rng.random() < 0.2,
         scheduling_policy=rng.choice(["fcfs", "fcfs", "priority"]),
-        async_scheduling=bool(seed % 2),
+        async_scheduling=bool(seed % 2) and len(stages) == 1,
         scheduler_reserve_full_isl=rng.random() < 0.7,
         watermark=rng.choice([0.0, 0.0, 0.05]),
         lock_step_ranks=ranks,
+        stage_layers=stages,
         dp_sync_interval=rng.choice([1, 3, 16]),
     )
     if not chunked:  # the scan stops at a prompt that does not fit, preempted or not

@@ -50,6 +50,7 @@ def test_same_tables_in_random_worlds(capsys: pytest.CaptureFixture[str]) -> Non
                 "several replicas": max(requests["replica"].to_pylist()) > 0,
                 "closed loop": world.how["concurrency"] is not None,
                 "equal arrivals": len(set(requests["arrival_s"].to_pylist())) < len(requests),
+                "pipeline": len(world.config.stage_layers) > 1,
                 "lock-step": world.config.lock_step_ranks > 1,
                 "dummy steps": "dummy" in plain["steps"].column_names
                 and any(plain["steps"]["dummy"].to_pylist()),

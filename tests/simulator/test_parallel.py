@@ -225,6 +225,19 @@ def test_ranks_that_replay_a_graph_run_as_many_tokens_as_the_fullest() -> None:
     assert forward(model, eager) < forward(model, replace(eager, tokens=largest + 1))
 
 
+def test_pipeline_stages_add_hops_and_nothing_else() -> None:
+    one, two = step(engine()), step(engine(pipeline_parallel_size=2))
+    for tokens in (1, 16):
+        alone, staged = one.times(decode(tokens)), two.times(decode(tokens))
+        assert staged._replace(hop=0) == alone
+        size = 4 * 64 * tokens  # hidden states and residual in 16 bits
+        assert staged.hop == round((size / 450e9 + 5e-6) * 1e12)
+    # of three boundaries between four stages of four GPUs each, one lies between nodes of 8
+    wide = step(engine(pipeline_parallel_size=4, tensor_parallel_size=4)).times(decode(1))
+    inside, across = 64 / 450e9 + 5e-6, 64 / 50e9 + 17e-6
+    assert wide.hop == pytest.approx((2 * inside + across) / 3 * 1e12, abs=1)
+
+
 def run_lock_step(make: Callable[..., Any]) -> dict[str, pa.Table]:
     from worlds import config, demand_of, run_demand
 

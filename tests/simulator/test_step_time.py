@@ -45,7 +45,7 @@ def test_same_numbers_as_in_python() -> None:
         Beyond("rows", 100), ActiveExperts(64, 6),
     ]  # fmt: skip
     parts = [
-        [(rng.uniform(0, 1e-5), f) for f in rng.sample(functions, len(functions))] for _ in range(3)
+        [(rng.uniform(0, 1e-5), f) for f in rng.sample(functions, len(functions))] for _ in range(5)
     ]
     model = CompiledStepTime(*parts)
     for _ in range(1000):

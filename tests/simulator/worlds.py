@@ -23,11 +23,15 @@ Columns = dict[str, list[Any]]
 
 
 def linear_step(frontend_ps: int = 0) -> CompiledStepTime:
-    """10 ms a step and 1 ms a token, of which 1 ms is the host's; 2 ms between steps."""
+    """10 ms a step and 1 ms a token, of which 1 ms is the host's; 2 ms between steps.
+
+    Between the stages of a pipeline lies 1 ms.
+    """
     return CompiledStepTime(
         forward=[(9e-3, Constant()), (1e-3, Linear("tokens"))],
         host=[(1e-3, Constant())],
         gap=[(2e-3, Constant())],
+        hop=[(1e-3, Constant())],
         frontend_ps=frontend_ps,
     )
 
