@@ -172,14 +172,14 @@ class MixedClock:
         self._record = record
         self._model = model
         self._measured = {p: v.tolist() for p, v in record.parts.items() if p not in predicted}
-        times = [model.times(shape)._asdict() for shape in record.shapes]
+        times = [model.times(shape).in_one_stage()._asdict() for shape in record.shapes]
         self._off = {p: _ratios(v, [t[p] for t in times]) for p, v in self._measured.items()}
         self._like: dict[int, list[int]] = {}  # size -> numbers of the steps of that size
         for n, shape in enumerate(record.shapes):
             self._like.setdefault(_size(shape), []).append(n)
 
     def times(self, step: int, shape: BatchShape) -> StepTimes:
-        found = self._model.times(shape)._asdict()
+        found = self._model.times(shape).in_one_stage()._asdict()
         if not self._measured:
             return StepTimes(**found)
         if step < len(self._record) and shape == self._record.shapes[step]:

@@ -36,7 +36,7 @@ def step_errors(records: Sequence[Record], model: StepTimeModel) -> dict[str, An
 
 def _predicted(record: Record, model: StepTimeModel) -> dict[str, Floats]:
     """Predicted parts, seconds; no host where the record has none (hidden behind the device)."""
-    times = [model.times(shape) for shape in record.shapes]
+    times = [model.times(shape).in_one_stage() for shape in record.shapes]
     parts = {p: np.array([getattr(t, p) for t in times], float) / PS_PER_S for p in PARTS}
     parts["host"] = np.where(record.parts["host"] > 0, parts["host"], 0.0)
     return parts

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.step_time.layers import AttentionCall
-from simulator.step_time.unmeasured import SKEWED
+from simulator.step_time.select_kernels import SKEWED
 
 Floats = npt.NDArray[np.float64]
 

@@ -88,6 +88,10 @@ class StepTimes(NamedTuple):
         """The device's time in one stage."""
         return self.forward + self.head
 
+    def in_one_stage(self) -> StepTimes:
+        """The same step, its head told as part of ``forward``, as captures record it."""
+        return StepTimes(self.alone, self.host, self.gap)
+
 
 class StepTimeModel(Protocol):
     """Predicts a step from its shape.

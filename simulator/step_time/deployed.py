@@ -83,9 +83,9 @@ def _bake(
     import pyarrow.parquet as pq
 
     from simulator.operators import Library, kept_library, save_library
+    from simulator.step_time.baking import bake
     from simulator.step_time.prices import Prices
     from simulator.step_time.select_kernels import select_kernels
-    from simulator.step_time.tables import bake
     from simulator.step_time.unmeasured import Unmeasured
 
     types = kernel_types(model, engine)

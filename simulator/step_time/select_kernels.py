@@ -12,6 +12,7 @@ from simulator.step_time.kernel_types import SUBSTITUTES, KernelTypes
 from traces.errors import ConfigError
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
+SKEWED = "skew"  # layer label of rows measured to tell unequal contexts from equal ones
 EVEN = ("balanced",)  # labels of an even load
 IDENTITY = ("timing", "engine", "engine_version", "backend", "node", "dtype")
 

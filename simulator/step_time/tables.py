@@ -1,7 +1,7 @@
 """Step times of a deployment from its operators, baked to dense tables.
 
     forward = by_tokens[pad(tokens)] + by_sampled[sampled] + sum over attention grids
-              + experts, their exchange and the wait for the slowest rank (experts.py)
+              + experts, their exchange and the wait for the slowest rank (expert_baking.py)
 
 ``by_tokens`` adds up every operator whose size is the rank's tokens (projections, MLPs, norms;
 collectives apart), padded to the CUDA graph's size where one is replayed; ``by_sampled`` those
@@ -20,33 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.clock import to_ps
-from simulator.deployment import Engine
-from simulator.model import ModelSpec
-from simulator.step_time.attention_grid import AttentionGrid, measured_grid
-from simulator.step_time.attention_predicted import predicted_grid
+from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.compiled import CompiledStepTime
-from simulator.step_time.experts import ExpertLoads, ExpertTables, bake_experts
+from simulator.step_time.experts import ExpertTables
 from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
-from simulator.step_time.layers import (
-    COLLECTIVES,
-    SAMPLED,
-    TOKENS,
-    Call,
-    attention_calls,
-    calls,
-    hops,
-)
-from simulator.step_time.padding import padded_tokens
-from simulator.step_time.prices import Prices
-from simulator.step_time.select_kernels import where
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
 PARTS = ("exchange", "experts", "straggler")
-
-MODULE = (  # what kernels of an ``mla_module`` hold beside the attention itself
-    "q_proj", "kv_a_proj", "fused_qkv_a_proj", "q_b_proj", "o_proj", "rotary_emb", "kv_write",
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -126,69 +107,6 @@ def load_tables(path: Path) -> StepTables:
             )  # fmt: skip
     except (OSError, KeyError, ValueError) as error:
         raise TraceError(f"{path}: not a baked table: {error}") from None
-
-
-def bake(
-    prices: Prices, model: ModelSpec, engine: Engine, loads: ExpertLoads | None = None
-) -> StepTables:
-    """Price every operator of a step at every size. Raises ConfigError for what is missing."""
-    tokens = np.arange(1.0, engine.max_num_batched_tokens + 1)
-    sampled = np.arange(1.0, engine.max_num_seqs + 1)
-    local, wires, tokens_most = _summed(prices, model, engine, TOKENS, tokens)
-    by_sampled, gather, sampled_most = _summed(prices, model, engine, SAMPLED, sampled)
-    padded = padded_tokens(engine, len(tokens))
-    attention = attention_calls(model, engine.tensor_parallel_size)
-    experts = bake_experts(prices, model, engine, loads or ExpertLoads())
-    return StepTables(
-        local[padded],
-        wires[padded],
-        _between_stages(prices, hops(model, engine), tokens)[padded],
-        by_sampled + gather,
-        tokens_most,
-        sampled_most,
-        max(engine.graph_sizes(), default=0),
-        [
-            measured_grid(prices.kernels, call)
-            or predicted_grid(prices.unmeasured, prices.types, call, model, engine)
-            for call in attention
-        ],
-        [call.count for call in attention],
-        experts,
-        {
-            "estimated": dict(prices.estimated),
-            "fitted": dict(prices.unmeasured.used),
-            **(experts.notes if experts else {}),
-        },
-    )
-
-
-def _between_stages(prices: Prices, sends: list[Call], sizes: Floats) -> Floats:
-    """Mean seconds of a hop from one pipeline stage to the next, from 0 tokens on."""
-    if not sends:
-        return np.zeros(len(sizes) + 1)
-    seconds = np.mean([prices.seconds(call, sizes)[0] for call in sends], axis=0)
-    return np.concatenate([[0.0], seconds])
-
-
-def _summed(
-    prices: Prices, model: ModelSpec, engine: Engine, rows: str, sizes: Floats
-) -> tuple[Floats, Floats, int]:
-    """Seconds of all operators that grow with ``rows``, collectives apart, from 0 tokens on."""
-    sums = {False: np.zeros(len(sizes) + 1), True: np.zeros(len(sizes) + 1)}
-    known = np.ones(len(sizes), bool)
-    inside = MODULE if model.mla is not None and _whole_module(prices) else ()
-    for call in calls(model, engine):
-        if call.rows == rows and call.layer not in inside:
-            seconds, outside = prices.seconds(call, sizes)
-            sums[call.family in COLLECTIVES][1:] += call.count * seconds
-            known &= ~outside
-    most = int(sizes[known][-1]) if known.any() else 0
-    return sums[False], sums[True], most
-
-
-def _whole_module(prices: Prices) -> bool:
-    """Whether latent attention was measured with its projections."""
-    return bool(len(where(prices.kernels, {"operator": "mla_decode", "layer": "mla_module"})))
 
 
 class OperatorStepTime(CompiledStepTime):

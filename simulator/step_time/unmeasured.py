@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from simulator.operators import Prediction, family_named
 from simulator.operators.library import Group, Library, device_of, fit_library, groups_of
 from simulator.operators.model import FittedOperator
+from simulator.step_time.select_kernels import SKEWED
 
 Floats = npt.NDArray[np.float64]
-SKEWED = "skew"  # layer label of rows measured to tell unequal contexts from equal ones
 
 
 @dataclass(slots=True)

@@ -17,13 +17,14 @@ from simulator.hardware import DeviceLink, Hardware, load_hardware
 from simulator.model import ModelSpec, model_from_config
 from simulator.moe.laws import Dirichlet, Zipf
 from simulator.moe.placement import PLACEMENTS
+from simulator.step_time.baking import bake
 from simulator.step_time.base import BatchShape
 from simulator.step_time.experts import ExpertLoads
 from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import COLLECTIVES, attention_calls, calls
 from simulator.step_time.links import link_seconds
 from simulator.step_time.prices import Prices
-from simulator.step_time.tables import OperatorStepTime, bake
+from simulator.step_time.tables import OperatorStepTime
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS

@@ -12,12 +12,12 @@ from simulator.deployment import SHIPPED, Engine
 from simulator.hardware import load_hardware
 from simulator.model import ModelSpec, load_model
 from simulator.step_time.attention_predicted import ladder, predicted_grid
+from simulator.step_time.baking import bake
 from simulator.step_time.deployed import deployed_step_time
 from simulator.step_time.kernel_types import KernelTypes, kernel_types
 from simulator.step_time.layers import TOKENS, AttentionCall, Call
 from simulator.step_time.prices import Prices
 from simulator.step_time.select_kernels import one_backend, select_kernels
-from simulator.step_time.tables import bake
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 from traces.schema import KERNELS
