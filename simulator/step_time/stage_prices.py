@@ -163,7 +163,7 @@ class StagePrices:
         return self._sum(ffn.prices, calls, self.sizes * self.split.attention.schedulers / groups)
 
     def _experts(self, ffn: FFNSide) -> Floats:
-        """Routed experts of a rank, and its part of the shared one."""
+        """Routed experts of a rank, and its part of the shared one, which the first cluster has."""
         model, engine = self.split.model, ffn.cluster.engine
         assert model.moe is not None
         moe = model.moe
