@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: help demo test lint bench bench-capture gate equality faults wheel-test vllm-test samples clean
+.PHONY: help demo test lint bench bench-capture gate equality faults wheel-test vllm-test
+.PHONY: af-testbed samples clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -61,6 +62,12 @@ $(VLLM_VENV)/.ready: pyproject.toml
 
 vllm-test: $(VLLM_VENV)/.ready ## the tests against a real vLLM, on CPU
 	$(VLLM_BIN)/pytest -q -s -m 'vllm and not bench' tests
+
+af-testbed: $(VENV)/.ready $(VLLM_VENV)/.ready ## attention and FFN in processes of their own, held to the model: ten minutes, alone
+	$(VLLM_BIN)/python -m replay.af_testbed --out out/af-testbed/plain
+	$(VLLM_BIN)/python -m replay.af_testbed --out out/af-testbed/wire --bandwidth-gb-s 0.1 --latency-us 200
+	$(BIN)/frontier pipeline out/af-testbed/plain
+	$(BIN)/frontier pipeline out/af-testbed/wire
 
 samples: $(VENV)/.ready $(VLLM_VENV)/.ready ## capture the shipped bundles anew: half an hour, alone on the machine
 	$(BIN)/python traces/samples/make_samples.py

@@ -9,11 +9,19 @@ from pathlib import Path
 from rich.table import Table
 
 from validation.pipelined import RULE, Choice, Line, as_json, choices, lines, read_runs
+from validation.pipelined_bundles import write_predicted
 
 
-def run_pipeline(root: Path, out: Path | None) -> tuple[list[Table], list[str]]:
-    """Tables with the undisturbed and with all steps, and what is to be said of them."""
+def run_pipeline(
+    root: Path, out: Path | None, simulated: Path | None = None
+) -> tuple[list[Table], list[str]]:
+    """Tables with the undisturbed and with all steps, and what is to be said of them.
+
+    ``out`` takes the numbers as JSON, ``simulated`` the predicted runs as bundles.
+    """
     runs = read_runs(root)
+    if simulated is not None:
+        write_predicted(runs, root, simulated)
     kept, every = (lines(runs, filtered=filtered) for filtered in (True, False))
     if out is not None:
         content = {"schema": 1, "rule": RULE, "undisturbed": as_json(kept), "all": as_json(every)}

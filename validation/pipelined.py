@@ -32,6 +32,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+# (launch, requests of a micro-batch) -> (stages, layers + 1, lanes), picoseconds
+Costs = dict[tuple[int, int], Floats]
+
 LEAST_CPU = 0.99  # of a step's wall time, on every rank: all of them spin while they wait
 MOST_SWITCHES = 10  # involuntary, in a step
 RULE = (
@@ -175,15 +178,33 @@ class Line:
 
 def lines(runs: Sequence[MeasuredRun], *, filtered: bool) -> list[Line]:
     """One line for each launch, number of micro-batches and batch, in this order."""
+    groups = _groups(runs)
+    costs = stage_costs(runs, filtered=filtered)
+    return [_line(key, groups[key], costs, filtered) for key in sorted(groups)]
+
+
+def _groups(runs: Sequence[MeasuredRun]) -> dict[tuple[int, int, int], list[MeasuredRun]]:
+    """Runs by launch, number of micro-batches and batch."""
     groups: dict[tuple[int, int, int], list[MeasuredRun]] = {}
     for run in runs:
         groups.setdefault((run.launch, len(run.sizes), run.batch), []).append(run)
-    costs = {
+    return groups
+
+
+def stage_costs(runs: Sequence[MeasuredRun], *, filtered: bool) -> Costs:
+    """Mean stage times by launch and size, from the runs with one micro-batch."""
+    return {
         (launch, batch): _mean_durations(group, filtered)[:, :, 0]
-        for (launch, parts, batch), group in groups.items()
+        for (launch, parts, batch), group in _groups(runs).items()
         if parts == 1
     }
-    return [_line(key, groups[key], costs, filtered) for key in sorted(groups)]
+
+
+def predicted_durations(run: MeasuredRun, costs: Costs) -> Floats | None:
+    """Stage times of a step of the run, from those of its sizes; None if one was not run."""
+    if any((run.launch, size) not in costs for size in run.sizes):
+        return None
+    return np.stack([costs[run.launch, size] for size in run.sizes], 2)
 
 
 def _chosen(run: MeasuredRun, filtered: bool) -> Bools:
@@ -201,7 +222,7 @@ def _mean_durations(group: Sequence[MeasuredRun], filtered: bool) -> Floats:
 def _line(
     key: tuple[int, int, int],
     group: Sequence[MeasuredRun],
-    costs: dict[tuple[int, int], Floats],
+    costs: Costs,
     filtered: bool,
 ) -> Line:
     launch, parts, batch = key
@@ -220,10 +241,8 @@ def _line(
     steps_ps = np.concatenate([run.step_ps[_chosen(run, filtered)] for run in group])
     if not len(steps_ps):
         raise TraceError(f"{group[0].path}: no step counts; the machine was never quiet")
-    predicted_s = None
-    if all((launch, size) in costs for size in group[0].sizes):
-        table = np.stack([costs[launch, size] for size in group[0].sizes], 2)
-        predicted_s = evaluate(pipeline, table) / PS_PER_S
+    table = predicted_durations(group[0], costs)
+    predicted_s = None if table is None else evaluate(pipeline, table) / PS_PER_S
     return Line(
         launch=launch,
         micro_batches=parts,

@@ -53,6 +53,8 @@ def main(
     of a repeat take turns step by step.
     """
     try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"--out {out}: exists and is not empty")
         counts = _counts(micro_batches, batch)
         model = ModelShape(
             layers, hidden, heads, kv_heads, head_dim, experts, top_k, inter, vocab, seed

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from replay.af_testbed.shape import Launch, Run
+from replay.af_testbed.shape import STOPPED, Launch, Run
 from replay.af_testbed.stamps import Record
 from traces.errors import CaptureError
 
+LOOK_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")
 # one thread; and memory that is freed stays with the process, whose steps would otherwise
 # take page faults that no two runs share
@@ -87,16 +88,20 @@ class Engine:
         return [list(ranks) for ranks in zip(*self._answers(), strict=True)]
 
     def _answers(self) -> list[Any]:
-        answers = []
-        for pipe in self._pipes:
-            try:
-                answers.append(pipe.recv())
-            except EOFError:
-                raise CaptureError("a process of the testbed died") from None
-        for answer in answers:
-            if isinstance(answer, str):
-                raise CaptureError(f"a process of the testbed failed:\n{answer}")
-        return answers
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self._pipes):  # one that died leaves another waiting for it
+            for i, pipe in enumerate(self._pipes):
+                if i not in answers and pipe.poll(LOOK_S):
+                    try:
+                        answers[i] = pipe.recv()
+                    except (EOFError, ConnectionResetError):
+                        raise CaptureError("a process of the testbed died") from None
+        failures = [answer for answer in answers.values() if isinstance(answer, str)]
+        if failures:
+            # the first cause, rather than that of those who waited for it
+            failures.sort(key=lambda text: STOPPED in text)
+            raise CaptureError(f"a process of the testbed failed:\n{failures[0]}")
+        return [answers[i] for i in range(len(self._pipes))]
 
 
 def warm(engine: Engine, runs: Sequence[Run], output: int = 4) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+STOPPED = "another process of the launch stopped"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from replay.af_testbed.shape import Launch, Wire
+from replay.af_testbed.shape import STOPPED, Launch, Wire
 from replay.af_testbed.stamps import Stamp
 
 WORDS = 8  # of a header, int64: sequence, rows, deliver_ns
@@ -65,7 +65,7 @@ class Mailbox:
             if self._yielding:
                 os.sched_yield()
             if not spins % SPINS and (self._stop[STOP] or os.getppid() != self._parent):
-                raise RuntimeError("another process of the launch stopped")
+                raise RuntimeError(STOPPED)
         deliver_ns = header[DELIVER]
         while now() < deliver_ns:
             pass

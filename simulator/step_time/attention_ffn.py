@@ -26,7 +26,6 @@ from simulator.model import ModelSpec
 from simulator.pipeline import Lanes, Pipeline, Stage
 from simulator.pipeline.cross_cluster import cluster_shares
 from simulator.pipeline.roles import AttentionFFN, even_loads
-from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.functions import Dense
 from simulator.step_time.pipelined import PipelinedStepTime
 from simulator.step_time.prices import Prices
@@ -38,12 +37,12 @@ Floats = npt.NDArray[np.float64]
 def split_of(
     clusters: AttentionFFN,
     model: ModelSpec,
-    attention: tuple[Prices, Sequence[AttentionGrid]],
+    attention: AttentionSide,
     ffn: Sequence[Prices],
     loads: Floats | None = None,
     replica_choice: str | None = None,
 ) -> Split:
-    """A deployment with its prices: those of attention with its kernels, of each FFN cluster.
+    """A deployment with its prices: the attention side, and those of each FFN cluster.
 
     ``loads (layers, experts)`` are shares of token-expert pairs, even ones by default; a
     cluster's share is the mean over layers. Raises ConfigError for an unknown choice.
@@ -61,7 +60,7 @@ def split_of(
         )
     ]
     return Split(
-        model, AttentionSide(clusters.attention, *attention), sides, clusters.strategy,
+        model, attention, sides, clusters.strategy,
         clusters.micro_batches,
     )  # fmt: skip
 
@@ -84,7 +83,7 @@ def attention_ffn_step_time(split: Split) -> tuple[PipelinedStepTime, dict[str, 
     pricing = StagePrices(split)
     costs = [cost for i, kind in enumerate(names) for cost in pricing.layer(i, *kind)]
     costs += pricing.closing(len(names))
-    opening = pricing.table(split.attention.prices, pricing.calls.opening, 1.0)
+    opening = pricing.table(split.attention.prices, pricing.calls.opening)
     step_time = PipelinedStepTime(
         costs,
         pipelines,

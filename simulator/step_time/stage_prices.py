@@ -28,11 +28,15 @@ CHOICE_BYTES = 8  # an expert's number and share, with every token
 
 @dataclass(slots=True)
 class AttentionSide:
-    """The attention cluster; ``grids`` has one attention table for each window of the model."""
+    """The attention cluster; ``grids`` has one attention table for each window of the model.
+
+    ``inside`` are the layers whose time those tables include already.
+    """
 
     cluster: Cluster
     prices: Prices
     grids: Sequence[AttentionGrid]
+    inside: Sequence[str] = ()
 
     @property
     def schedulers(self) -> int:
@@ -101,13 +105,14 @@ class StagePrices:
         """Every stage of a layer with this attention window, with experts or without."""
         side, calls = self.split.attention, self.calls
         operators = (*calls.attention, *(calls.gate if moe else ()))
-        own = self.table(side.prices, operators, 1.0)
+        apart = [call for call in operators if call.layer not in side.inside]
+        own = self.table(side.prices, apart)
         grid = side.grids[self.windows.index(window)]
         kernel = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
         found = [StageCost("attention", kind, [(1.0, Dense("tokens", own)), (1.0, kernel)])]
         if self.split.strategy.shared and moe:
-            apart = stage_calls(self.split.model, side.cluster.engine, side.cluster.engine).shared
-            shared = self.table(side.prices, apart, 1.0)
+            here = stage_calls(self.split.model, side.cluster.engine, side.cluster.engine)
+            shared = self.table(side.prices, here.shared)
             found.append(StageCost("shared", kind, [(1.0, Dense("tokens", shared))]))
         for lane, ffn in enumerate(self.split.ffn):
             if moe:
@@ -132,13 +137,13 @@ class StagePrices:
         rows = np.arange(1.0, self.split.attention.cluster.engine.max_num_seqs + 1)
         sampled = np.concatenate([[0.0], self._sum(prices, rest, rows)])
         seconds = [
-            (1.0, Dense("tokens", self.table(prices, norm, 1.0))), (1.0, Dense("sampled", sampled)),
+            (1.0, Dense("tokens", self.table(prices, norm))), (1.0, Dense("sampled", sampled)),
         ]  # fmt: skip
         return [StageCost("attention", kind, seconds)]
 
-    def table(self, prices: Prices, calls: Sequence[Call], scale: float) -> Floats:
+    def table(self, prices: Prices, calls: Sequence[Call]) -> Floats:
         """Seconds at 0, 1, ... tokens, padded as the attention ranks' CUDA graphs are."""
-        table = np.concatenate([[0.0], self._sum(prices, calls, self.sizes * scale)])
+        table = np.concatenate([[0.0], self._sum(prices, calls, self.sizes)])
         return table[self.padded]
 
     def _sum(self, prices: Prices, calls: Sequence[Call], rows: Floats) -> Floats:
@@ -158,7 +163,7 @@ class StagePrices:
         return self._sum(ffn.prices, calls, self.sizes * self.split.attention.schedulers / groups)
 
     def _experts(self, ffn: FFNSide) -> Floats:
-        """Routed experts of a rank, and its part of the shared one."""
+        """Routed experts of a rank, and its part of the shared one, which the first cluster has."""
         model, engine = self.split.model, ffn.cluster.engine
         assert model.moe is not None
         moe = model.moe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from click.testing import CliRunner
@@ -113,8 +114,12 @@ def test_a_shaped_wire_carries_one_message_at_a_time() -> None:
 
 @torch
 def test_a_process_that_fails_ends_the_launch() -> None:
-    with Engine(launch()) as engine, pytest.raises(CaptureError, match="failed"):
+    with Engine(launch()) as engine, pytest.raises(CaptureError, match="IndexError"):
         engine.run([Run(RUN.batch, 1, 40, 2)])
+    with Engine(launch()) as engine:
+        Timer(0.5, engine._processes[1].kill).start()
+        with pytest.raises(CaptureError, match="died"):
+            engine.run([Run(RUN.batch, 1, 4, 16)] * 2000)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,7 @@ def test_a_process_that_fails_ends_the_launch() -> None:
         (["--micro-batches", "two"], "--micro-batches: not numbers: 'two'"),
         (["--experts", "7", "--ffn-ranks", "2"], "--experts: 2 FFN ranks do not divide 7"),
         (["--latency-us", "5"], "--latency-us: a shaped wire needs --bandwidth-gb-s too"),
+        (["--out", str(Path(__file__).parent)], f"--out {Path(__file__).parent}: exists and is"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def made(
     clusters = attention_ffn(parse_deployment(described, "d.yaml"), spec)
     prices = [cast(Prices, MadeUpPrices(speed)) for speed in speeds]
     grids = [grid() for _ in dict.fromkeys(spec.windows)]
-    return split_of(clusters, spec, (prices[0], grids), prices[1:])
+    side = AttentionSide(clusters.attention, prices[0], grids)
+    return split_of(clusters, spec, side, prices[1:])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from simulator.pipeline import STAGES, Lanes, Pipeline, create_strategy
 from simulator.step_time.base import BatchShape
 from simulator.step_time.functions import Constant, Dense, Linear
 from simulator.step_time.pipelined import PipelinedStepTime, StageCost
+from simulator.step_time.spans import StepAt, spans_table
+from traces.check import table_faults
+from traces.schema import SPANS
 
 PS = 10**12
 LAYERS, MOST = 5, 4
@@ -116,3 +119,24 @@ def test_tokens_of_a_prompt_are_cut_too(prefill: int) -> None:
     costs += [StageCost("ffn", kind, [(1e-6, Linear("tokens"))]) for kind in (0, 1)]
     two, one = (PipelinedStepTime(costs, pipelines(most=m), least=m) for m in (2, 1))
     assert two.times(shape).forward < one.times(shape).forward
+
+
+def test_spans_of_a_step_lie_within_it() -> None:
+    model = PipelinedStepTime(COSTS, pipelines(most=3), least=3, outside=[(5e-6, Constant())])
+    shape = decode_shape([70] * 31)
+    steps = [StepAt(0, 4, 10**12, shape), StepAt(1, 9, 3 * 10**12, shape)]
+    table = spans_table(model, steps, "a", ["f", "g"]).to_pandas()
+    assert not table_faults(SPANS, spans_table(model, steps, "a", ["f", "g"]), "spans")
+    assert table.groupby(["replica", "stage", "cluster"]).size().to_dict() == {
+        (replica, *key): count
+        for replica in (0, 1)
+        for key, count in {
+            ("attention", "a"): 3 * (LAYERS + 1), ("a2f", "a"): 6 * LAYERS,
+            ("ffn", "f"): 3 * LAYERS, ("ffn", "g"): 3 * LAYERS,
+            ("f2a", "f"): 3 * LAYERS, ("f2a", "g"): 3 * LAYERS,
+        }.items()
+    }  # fmt: skip
+    second = table[table["step"] == 9]
+    assert second["start_s"].min() == pytest.approx(3 + 5e-6)
+    whole_s = model.times(shape).forward / PS
+    assert second["end_s"].max() == pytest.approx(3 + whole_s, rel=1e-12)

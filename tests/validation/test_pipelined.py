@@ -15,6 +15,7 @@ from replay.af_testbed.shape import Launch, ModelShape, Run, Wire
 from replay.af_testbed.stamps import Record, Stamp
 from simulator.pipeline import STAGES, Lanes, Pipeline, create_strategy
 from traces.bundle import read_bundle
+from traces.samples import HOME, sample_runs
 from validation.pipelined import choices, lines, read_run, read_runs
 
 SHAPE = ModelShape(3, 64, 4, 2, 16, 4, 2, 48, 128)
@@ -143,8 +144,41 @@ def test_the_table(tmp_path: Path, frontier: Callable[..., Result]) -> None:
 def test_what_is_no_run_of_the_testbed(tmp_path: Path, frontier: Callable[..., Result]) -> None:
     done = frontier("pipeline", tmp_path)
     assert (done.exit_code, done.output) == (2, f"frontier: {tmp_path}: no bundle in it\n")
-    from traces.samples import sample_runs
-
     done = frontier("pipeline", sample_runs("dense-low")[0])
     assert done.exit_code == 2
     assert "not a run of the testbed" in done.output
+
+
+def test_predicted_runs_as_bundles(tmp_path: Path, frontier: Callable[..., Result]) -> None:
+    for m, batch in ((1, 6), (2, 12), (3, 12)):
+        run(tmp_path / "runs", m, batch)
+    done = frontier("pipeline", tmp_path / "runs", "--simulated", tmp_path / "simulated")
+    assert done.exit_code == 0, done.output
+    both = [read_bundle(tmp_path / place / "repeat0" / "m2-b12") for place in ("runs", "simulated")]
+    assert not (tmp_path / "simulated" / "repeat0" / "m3-b12").exists()  # no run of size 4
+    columns = ["cluster", "rank", "step", "micro_batch", "stage", "layer"]
+    ours, theirs = (
+        b.table("spans").to_pandas().query("step > 0").sort_values(columns) for b in both
+    )
+    assert ours[columns].fillna(-1).to_numpy().tolist() == (
+        theirs[columns].fillna(-1).to_numpy().tolist()
+    )
+    for name in ("start_s", "end_s"):  # the truth was made by the same costs
+        assert ours[name].to_numpy() == pytest.approx(theirs[name].to_numpy(), abs=1e-8)
+    assert both[1].manifest.kind == "simulated"
+
+
+def test_the_shipped_runs_of_the_testbed() -> None:
+    """Undisturbed steps of a real launch, three repeats: replay, structure, prediction."""
+    found = lines(read_runs(HOME / "attention-ffn"), filtered=True)
+    assert [(x.micro_batches, x.batch, x.runs) for x in found] == [
+        (1, 64, 3), (1, 96, 3), (1, 192, 3), (2, 192, 3), (3, 192, 3),
+    ]  # fmt: skip
+    for line in found:
+        assert line.replay < 0.005
+        assert abs(line.structure) < 0.01
+        assert line.prediction is not None
+        assert abs(line.prediction) < 0.06
+    wide = choices(found)
+    assert len(wide) >= 2
+    assert all(choice.right for choice in wide)
