@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from replay.live import Sent
 
 LATE_S = 0.010
-OVERLOAD_SHARE = 0.01  # of the requests left late
+OVERLOAD_SHARE = 0.05  # of the requests left late
 # of the workload, kept as they are: the client's bundle is a workload again
 KEPT = ("session_id", "turn", "think_s", "priority", "block_hashes")
 

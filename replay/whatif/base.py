@@ -113,6 +113,9 @@ class Bases:
         if profile is not None:
             raw["operators"] = self.files.add("operators", profile)
         for cluster in raw["clusters"]:
+            if cluster.get("operators"):
+                found = find_file(cluster["operators"], beside)
+                cluster["operators"] = self.files.add("operators", operators or found)
             if is_sheet(cluster.get("hardware")):
                 cluster["hardware"] = self.files.add("hardware", beside / cluster["hardware"])
         if version:
@@ -122,7 +125,7 @@ class Bases:
     def resolve(self, key: str, value: Any) -> Any:
         """A setting as the deployment has it: a file it names becomes its content's name."""
         last = re.split(r"[.\]]", key)[-1]
-        kinds = ["model", "operators"] if last == key else []
+        kinds = ["model", "operators"] if last == key or key.endswith("].operators") else []
         if last == "hardware" and is_sheet(value):
             kinds = ["hardware"]
         if last not in kinds or not isinstance(value, str):

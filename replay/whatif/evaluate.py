@@ -110,7 +110,10 @@ class Evaluator:
         self._hold_to_constraints(plan, row)
         requests, notes = self._run(plan, task, 1.0)
         row["ignored"] = "; ".join(plan.ignored) or None
-        row["kv_capacity"] = notes["kv_capacity"]
+        capacity = notes["kv_capacity"]
+        if isinstance(capacity, dict):  # by cluster
+            capacity = ", ".join(f"{name}: {source}" for name, source in capacity.items())
+        row["kv_capacity"] = capacity
         steps = notes["step_time"]
         row["extrapolated"] = steps["extrapolated"] / max(steps["steps"], 1)
         judged = Judged(requests, self._context.sweep.warmup)
@@ -272,10 +275,18 @@ def _memory_gb(cluster: Cluster, model: ModelSpec, home: Path) -> float:
     taken = [weight_bytes(model, engine, s) + blocks * block_bytes(model, engine, s)
              for s in stages]  # fmt: skip
     most = max(taken) / 1e9
-    room = load_hardware(cluster.hardware, home).memory_gb
+    room = _room_gb(cluster.hardware, home)
     if blocks and room is not None and most > room:
         raise Infeasible(
             f"clusters[{cluster.name}].engine.num_gpu_blocks: weights and {blocks} KV blocks take "
             f"{most:.1f} GB of a device's {room:.1f} GB"
         )
     return most
+
+
+def _room_gb(hardware: str, home: Path) -> float | None:
+    """Memory of a device; None where nobody says, as of a captured device without a sheet."""
+    try:
+        return load_hardware(hardware, home).memory_gb
+    except ConfigError:
+        return None

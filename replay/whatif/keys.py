@@ -39,7 +39,7 @@ def put(raw: Raw, key: str, value: Any) -> None:
     node: Raw = raw
     model: type[BaseModel] = Deployment
     names = list(_names(raw))
-    if parts[0][0] in Cluster.model_fields:
+    if parts[0][0] in Cluster.model_fields and parts[0][0] not in Deployment.model_fields:
         clusters = raw["clusters"]
         if len(clusters) > 1:
             first = clusters[0]["name"]
@@ -111,8 +111,8 @@ def _parts(key: str) -> list[tuple[str, str | None]]:
 
 def _names(raw: Raw) -> list[str]:
     own = [n for n in Deployment.model_fields if n != "launch"]
-    single = list(Cluster.model_fields) if len(raw["clusters"]) == 1 else []
-    return [*own, *single]
+    single = Cluster.model_fields if len(raw["clusters"]) == 1 else ()
+    return list(dict.fromkeys([*own, *single]))
 
 
 def _hint(name: str, known: list[str], parts: list[tuple[str, str | None]], i: int) -> str:

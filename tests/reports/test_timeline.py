@@ -81,7 +81,7 @@ def test_a_capture_and_its_replay_side_by_side(tmp_path: Path, dense_profile: Pa
     run = CliRunner().invoke
     simulated, out = tmp_path / "sim", tmp_path / "t.json"
     replayed = [str(MEASURED), "--operators", str(dense_profile), "--out", str(simulated)]
-    assert run(main, ["replay", *replayed]).exit_code == 0
+    assert run(main, ["replay", *replayed, "--record", "steps"]).exit_code == 0
     result = run(main, ["timeline", str(MEASURED), str(simulated), "--out", str(out)])
     assert result.exit_code == 0, result.output
     events = events_of(out)
