@@ -13,7 +13,8 @@ from reports import words
 from reports.tables import console, escape, markdown_lines
 from traces.errors import ConfigError
 from validation.compared import COMPARED
-from validation.decisions import decide, parse_limit, read_configurations
+from validation.configurations import read_configurations
+from validation.decisions import decide, parse_limit
 
 FILE = "decisions.json"
 FIDELITY = ("objective", "tau", "decided pairs", "tau of these", "best measured",

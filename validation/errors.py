@@ -1,7 +1,7 @@
 """One error statistic per function: numbers in, number out.
 
 Percentiles are numpy's default (linear between order statistics), as ``vllm bench serve``
-reports them. Distances are scipy's.
+reports them. Distances are scipy's, or equal to them.
 """
 
 from __future__ import annotations

@@ -14,16 +14,8 @@ from fake_bundles import fake_bundle
 
 from replay.cli import main
 from traces.errors import TraceError
-from validation.decisions import (
-    OBJECTIVES,
-    Configuration,
-    Limit,
-    Objective,
-    decide,
-    parse_limit,
-    pooled_noise,
-    read_configurations,
-)
+from validation.configurations import OBJECTIVES, Configuration, Objective, read_configurations
+from validation.decisions import Limit, decide, parse_limit, pooled_noise
 
 TTFT = Objective("ttft")
 

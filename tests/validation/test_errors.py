@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from validation.errors import (
@@ -51,6 +54,12 @@ def test_distances_against_scipy() -> None:
     area = np.mean(np.abs(np.quantile(a, u, method="inverted_cdf")
                           - np.quantile(b, u, method="inverted_cdf")))  # fmt: skip
     assert wasserstein(a, b) == pytest.approx(area, rel=1e-6)
+
+
+@given(arrays(float, st.tuples(st.just(2), st.integers(1, 40)), elements=st.floats(0, 1e6)))
+def test_wasserstein_of_samples_of_one_size_is_scipys(sides: np.ndarray) -> None:
+    expected = stats.wasserstein_distance(*sides)
+    assert wasserstein(*sides) == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
 def test_paired_distances_leave_out_pairs_without_a_value() -> None:
