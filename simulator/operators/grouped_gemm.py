@@ -69,7 +69,7 @@ class GroupedGemm:
         counts = labelled_counts(load, tokens, top_k, experts)
         counts[~np.isnan(number(rows, "active_experts"))] = np.nan  # recorded ones go first
         pairs, active, fullest = _counts(rows, tokens, top_k, experts, local, counts)
-        each = pairs / active
+        each = np.maximum(pairs / active, 1e-3)
         tiles = {size: active * np.ceil(each / size) for size in TILES}
         for size in TILES:
             laid = np.minimum(counts, np.ceil(counts / size)).mean(axis=1) * local

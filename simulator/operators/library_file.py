@@ -21,7 +21,7 @@ from simulator.operators.roofline import Roofline
 from simulator.operators.trees import Trees
 from traces.errors import TraceError
 
-SCHEMA = 1
+SCHEMA = 2
 PLAIN, ARRAYS = "operators.yaml", "operators.npz"
 
 
@@ -64,12 +64,18 @@ def load_library(path: Path) -> Library:
 def kept_library(profile: Path, kernels: str) -> Library | None:
     """The models in a profile, if they were fitted on ``kernels`` (its content's hash).
 
-    Raises TraceError for damaged ones.
+    None also for those of another schema: they are there to be fitted again. Raises TraceError
+    for damaged ones.
     """
-    if not (profile / PLAIN).is_file():
+    if not (profile / PLAIN).is_file() or _schema(profile) != SCHEMA:
         return None
     library = load_library(profile)
     return library if library.fitted_on.get("kernels") == kernels else None
+
+
+def _schema(path: Path) -> Any:
+    with (path / PLAIN).open(encoding="utf-8") as file:
+        return yaml.safe_load(file.readline() or "{}").get("schema")
 
 
 def _under(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def _to_data(operator: FittedOperator) -> tuple[dict[str, Any], dict[str, Any]]:
         "operator": operator.family,
         "key": operator.key,
         "rows": operator.rows,
+        "features": list(operator.features),
         "roofline": {"floor_s": roofline.floor_s, "overlap": roofline.overlap,
                      "cost_s": dict(zip(operator.kinds, roofline.cost_s.tolist(), strict=True))},
         "lows": operator.lows,
@@ -108,6 +115,7 @@ def _of_data(plain: dict[str, Any], arrays: dict[str, Any]) -> FittedOperator:
         plain["operator"],
         plain["key"],
         tuple(roofline["cost_s"]),
+        tuple(plain["features"]),
         Roofline(
             roofline["floor_s"], np.array(list(roofline["cost_s"].values())), roofline["overlap"]
         ),

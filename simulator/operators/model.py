@@ -20,6 +20,7 @@ from simulator.operators.correction import Correction, Sample, fit_correction, o
 from simulator.operators.lines import group_numbers, neighbours
 from simulator.operators.roofline import Roofline, fit_roofline
 from simulator.operators.trees import Boosting, Trees, fit_trees
+from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -44,13 +45,15 @@ class FittedOperator:
     """A fitted family for one key; ``lows`` and ``highs`` are the ranges it was fitted on.
 
     ``names`` are the values of coordinates that are names or must have been measured.
-    ``kinds`` are those of the roofline's work; ``place``, ``residual``, ``seconds`` and ``base``
-    (what the trees say) are of the measured points, each once.
+    ``kinds`` are those of the roofline's work, ``features`` the trees'; ``place``,
+    ``residual``, ``seconds`` and ``base`` (what the trees say) are of the measured points, each
+    once.
     """
 
     family: str
     key: dict[str, str]
     kinds: tuple[str, ...]
+    features: tuple[str, ...]
     roofline: Roofline
     trees: Trees | None
     corrections: list[Correction]
@@ -63,8 +66,17 @@ class FittedOperator:
     names: dict[str, list[str]]
     rows: int
 
+    def knows(self, shape: Shape) -> bool:
+        """Whether the family still says of a shape what it said when this was fitted."""
+        return (self.kinds, self.features) == (tuple(shape.work), tuple(shape.features))
+
     def predict(self, shape: Shape, device: Device) -> Prediction:
-        """Predict rows; a time never beats the device's peak FLOP/s, boost allowed for."""
+        """Predict rows; a time never beats the device's peak FLOP/s, boost allowed for.
+
+        Raises TraceError if the family has other features by now.
+        """
+        if not self.knows(shape):
+            raise TraceError(f"{self.family}: fitted by another version; frontier operators fit")
         log_s = self.roofline.log_seconds(stacked(shape.work)) + self._residual(shape)
         seconds = np.exp(log_s)
         if "flops" in shape.work:
@@ -147,8 +159,8 @@ def fit_operator(
     numbers = ranged(shape)
     named = [n for n, v in sample.place.items() if v.dtype == object or n in family.labels]
     return FittedOperator(
-        name, key, tuple(shape.work), roofline, trees, corrections, dict(sample.place),
-        sample.residual, np.exp(np.bincount(point, np.log(seconds)) / counts),
+        name, key, tuple(shape.work), tuple(shape.features), roofline, trees, corrections,
+        dict(sample.place), sample.residual, np.exp(np.bincount(point, np.log(seconds)) / counts),
         trees.predict(sample.features) if trees is not None else np.zeros(len(first)),
         {n: float(np.nanmin(v)) for n, v in numbers.items() if n not in named},
         {n: float(np.nanmax(v)) for n, v in numbers.items() if n not in named},

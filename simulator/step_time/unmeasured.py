@@ -72,11 +72,16 @@ class Unmeasured:
             return int(same.sum()), len(own)
 
         group = max(groups, key=measured)
-        kept = next((o for o in self.library.operators if (o.family, *o.key.values())
-                     == group.same), None)  # fmt: skip
+        kept = self._kept(group, rows)
         if kept is None:
             self.progress(f"fitting {group.name} ({len(group.rows)} rows)")
             fitted = fit_library(rows.iloc[group.rows]).operators
             self.library.operators += fitted
             kept = fitted[0] if fitted else None
         return kept
+
+    def _kept(self, group: Group, rows: pd.DataFrame) -> FittedOperator | None:
+        """The group's model in the library, unless it was fitted to other features."""
+        one = family_named(group.operator).shape(rows.iloc[group.rows[:1]], device_of(group.key))
+        same = (o for o in self.library.operators if (o.family, *o.key.values()) == group.same)
+        return next((o for o in same if o.knows(one)), None)

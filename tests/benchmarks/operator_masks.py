@@ -38,7 +38,7 @@ MASKS = {  # name: what is held out, and the share within 10 % to reach (collect
     "moe-tp": (f"{MOE} and tp == 4", 0.80),
     "moe-ep": (f"{MOE} and ep == 8", 0.80),
     "mla-lengths": (f"{MLA} and (query_tokens in [32, 256, 1536, 6144] or "
-                    "(query_tokens == 1 and context_tokens in [127, 2047]))", 0.97),
+                    "(query_tokens == 1 and context_tokens in [128, 2048]))", 0.97),
     "mla-batches": (f"{MLA} and batch in [4, 32]", 0.97),
     "collectives": (f"{MESSAGE} and (bytes in [4096, 65536, 1048576, 67108864] "
                     "or (hidden > 0 and tokens in [8, 64, 512]))", 0.05),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from simulator.operators import Library, fit_library, load_library, save_library
+from simulator.operators import Library, fit_library, kept_library, load_library, save_library
 from simulator.operators.lines import neighbours
 from simulator.operators.roofline import fit_roofline
 from simulator.operators.trees import Boosting, Trees, fit_trees
@@ -157,6 +157,24 @@ class TestOnDisk:
     def test_refuses_what_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(TraceError, match="no fitted operators there"):
             load_library(tmp_path)
+
+    def test_models_of_other_features_are_refused(self, tmp_path: Path) -> None:
+        library = fit_library(few())
+        library.operators[0].features = ("m", "n")
+        save_library(library, tmp_path)
+        with pytest.raises(TraceError, match="linear: fitted by another version"):
+            load_library(tmp_path).predict(few())
+
+    def test_models_of_other_kernels_or_schemas_are_not_kept(self, tmp_path: Path) -> None:
+        library = fit_library(few())
+        library.fitted_on = {"kernels": "a"}
+        assert kept_library(tmp_path, "a") is None
+        save_library(library, tmp_path)
+        assert kept_library(tmp_path, "a") is not None
+        assert kept_library(tmp_path, "b") is None
+        text = (tmp_path / "operators.yaml").read_text()
+        (tmp_path / "operators.yaml").write_text(text.replace("schema: 2", "schema: 1", 1))
+        assert kept_library(tmp_path, "a") is None
 
     def test_refuses_arrays_of_others(self, tmp_path: Path) -> None:
         save_library(fit_library(few()), tmp_path)

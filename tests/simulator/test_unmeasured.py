@@ -235,3 +235,12 @@ def test_a_measured_module_of_latent_attention_holds_its_projections() -> None:
     decode = tables.grids[0].seconds[0, 0, np.searchsorted(tables.grids[0].axes[2], 8), 0]
     assert decode == pytest.approx(20e-6, rel=0.1)
     assert tables.layers == [61]
+
+
+def test_models_of_other_features_are_fitted_again() -> None:
+    asked = prices()
+    call = Call("linear", "o_proj", TOKENS, {"n": 6144, "k": 4096})
+    first = asked.seconds(call, np.array([16.0]))[0]
+    stale = asked.unmeasured.library.operators[0]
+    stale.features, stale.residual = ("m",), stale.residual + 1
+    assert asked.seconds(call, np.array([16.0]))[0] == first

@@ -1,0 +1,123 @@
+"""`frontier fit --operators`: constants that kernels leave open are found again from requests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from click.testing import Result
+
+from simulator.step_time.overhead import Overhead, load_overhead, save_overhead
+from traces.bundle import read_bundle
+
+Frontier = Callable[..., Result]
+KEY = {"timing": "kernel", "device": "h100_sxm", "engine": "vllm", "engine_version": "0.24.0",
+       "backend": "one", "dtype": "bfloat16"}  # fmt: skip
+DEPLOYMENT = {
+    "model": "traces/models/llama-3.1-8b.json",
+    "engine_version": "0.32.0",
+    "clusters": [
+        {"hardware": "h100_sxm", "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 512,
+                                            "max_model_len": 2048, "num_gpu_blocks": 4000}},
+    ],
+}  # fmt: skip
+
+
+def kernels() -> pd.DataFrame:
+    head = {"heads": 32, "kv_heads": 8, "head_dim": 128, "window": 0, "kv_dtype": "bfloat16"}
+    gemm = pd.DataFrame(
+        product((1, 16, 512), (4096, 16384, 131072), (4096, 16384)), columns=[*"mnk"]
+    )
+    gemm = gemm.assign(
+        operator="linear", duration_s=4e-6 + 2 * gemm.n * gemm.k * (gemm.m / 6e14 + 1 / 2.5e12)
+    )
+    prefill = pd.DataFrame({"query_tokens": [16, 32, 64, 128, 256, 384, 512, 1024]})
+    prefill = prefill.assign(
+        operator="attention_prefill", batch=1, context_tokens=0, **head,
+        duration_s=5e-6 + prefill.query_tokens**2 * 2e-11,
+    )  # fmt: skip
+    decode = pd.DataFrame(product((1, 4, 16), (15, 255, 2047)), columns=["batch", "context_tokens"])
+    decode = decode.assign(
+        operator="attention_decode", query_tokens=1, **head,
+        duration_s=4e-6 + decode.batch * decode.context_tokens * 2e-9,
+    )  # fmt: skip
+    return pd.concat([gemm, prefill, decode], ignore_index=True).assign(**KEY).convert_dtypes()
+
+
+@pytest.fixture
+def home(tmp_path: Path, frontier: Frontier) -> Path:
+    """A profile of kernels, a deployment, and a run of it with 0.4 ms a step and 7 ms a request."""
+    (tmp_path / "kernels").mkdir()
+    kernels().to_parquet(tmp_path / "kernels" / "kernels.parquet")
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(DEPLOYMENT))
+    work = tmp_path / "work"
+    made = frontier("traces", "synth", "--out", work, "--requests", 150, "--rate", 8,
+                    "--prompt", "fixed:200", "--output", "fixed:40")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    replay = ("replay", work, "-D", tmp_path / "d.yaml", "--operators")
+    assert frontier(*replay, tmp_path / "kernels", "--out", tmp_path / "warm").exit_code == 0
+    shutil.copytree(tmp_path / "kernels", tmp_path / "slow")
+    save_overhead(Overhead("0.32.0", "h100_sxm", 0.4e-3, 7e-3), tmp_path / "slow")
+    assert frontier(*replay, tmp_path / "slow", "--out", tmp_path / "run").exit_code == 0
+    return tmp_path
+
+
+def test_constants_are_found_again_and_used(home: Path, frontier: Frontier) -> None:
+    fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "fitted")
+    assert fit.exit_code == 0, fit.output
+    assert "added to a step" in fit.output
+    found = load_overhead(home / "fitted")
+    assert found is not None
+    assert found.step_s == pytest.approx(0.4e-3, rel=0.02)
+    assert found.frontend_s == pytest.approx(7e-3, rel=0.02)
+    for name in ("step_s", "frontend_s"):
+        low, high = found.intervals[name]
+        assert low <= getattr(found, name) <= high
+    assert found.warnings == []
+    again = frontier(
+        "replay", home / "work", "-D", home / "d.yaml", "--operators", home / "fitted",
+        "--out", home / "again",
+    )  # fmt: skip
+    assert again.exit_code == 0, again.output
+    note = read_bundle(home / "again").manifest.notes["operators"]
+    assert note["fitted_on"] == [found.fitted_on[0]["hash"]]
+    assert note["step_s"] == found.step_s
+
+
+def test_a_capture_faster_than_its_kernels_is_warned_of(home: Path, frontier: Frontier) -> None:
+    """Twice the seconds in the table: the fit wants a negative constant and keeps 0."""
+    rows = pd.read_parquet(home / "kernels" / "kernels.parquet")
+    (home / "heavy").mkdir()
+    rows.assign(duration_s=rows.duration_s * 2).to_parquet(home / "heavy" / "kernels.parquet")
+    fit = frontier("fit", home / "warm", "--operators", home / "heavy", "--out", home / "out")
+    assert fit.exit_code == 0, fit.output
+    assert "warning: a step: the captures are faster than their kernels" in fit.output
+    found = load_overhead(home / "out")
+    assert found is not None
+    assert found.step_s == 0.0
+
+
+def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Frontier) -> None:
+    replay = (
+        "replay", home / "work", "-D", home / "d.yaml", "--operators", home / "slow", "--out",
+        home / "x",
+    )  # fmt: skip
+    save_overhead(Overhead("0.19.0", "h100_sxm", 1e-3, 0.0), home / "slow")
+    result = frontier(*replay)
+    assert result.exit_code == 2
+    assert "fitted for engine version 0.19.0, the deployment has 0.32.0" in result.output
+    (home / "slow" / "overhead.yaml").write_text("schema: 1\nstep: 2\n")
+    result = frontier(*replay)
+    assert result.exit_code == 2
+    assert "unknown key 'step'; did you mean 'step_s'?" in result.output
+
+
+def test_needs_kernels(home: Path, frontier: Frontier) -> None:
+    result = frontier("fit", home / "run", "--operators", home / "run", "--out", home / "y")
+    assert result.exit_code == 2
+    assert "no kernels.parquet there" in result.output
