@@ -8,6 +8,9 @@ Synchronously (vLLM's ``EngineCore.step``)::
 Asynchronously (``step_with_batch_queue``, depth 2) the host schedules step n + 1 while the
 device runs step n, so a request that arrives during step n first runs in step n + 2.
 
+With nothing to run while requests wait for their KV, or for blocks kept for another engine,
+vLLM polls its connector; here the replica is dormant until it is notified.
+
 This is the plain form, around the reference scheduler; ``engine/advance.py`` is its equal.
 """
 
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 from simulator.clock import NEVER
 from simulator.scheduling.reference import Batch, Scheduler
-from simulator.scheduling.request import MAX_PREEMPTIONS, Request, Status
+from simulator.scheduling.request import MAX_PREEMPTIONS, Remote, Request, Status
 from simulator.step_time.base import StepTimeModel, StepTimes, shape_of
 from traces.errors import ConfigError, InvariantError
 
@@ -43,8 +46,12 @@ class Replica:
     """A scheduler, its step-time model and its clock.
 
     ``next_ps`` is the time of its next event, which ``advance`` processes; ``arrive`` brings
-    a request in between. ``on_step(replica, step)`` is told when a step ends,
-    ``on_finish(replica, request, now_ps)`` when a request does.
+    a request in between, ``notify`` what its KV connector reports. ``on_step(replica, step)``
+    is told when a step ends, ``on_finish(replica, request, now_ps)`` when a request does,
+    ``on_load(replica, request, at_ps)`` when the load of its KV begins.
+
+    That is after the forward pass has been launched, which on the CPU platform is when it
+    has ended: ``loads_late``.
     """
 
     def __init__(
@@ -54,12 +61,16 @@ class Replica:
         model: StepTimeModel,
         on_finish: Callable[[Replica, Request, int], None],
         on_step: Callable[[Replica, Step], None] | None = None,
+        on_load: Callable[[Replica, Request, int], None] | None = None,
+        *,
+        loads_late: bool = False,
     ) -> None:
         self.index = index
         self.scheduler = scheduler
         self.model = model
         self.on_step = on_step
         self.on_finish = on_finish
+        self.on_load = on_load
         self.next_ps = NEVER
         self.ending = False  # the next event is a step's end, else a wake-up
         self.unfinished = 0
@@ -71,10 +82,12 @@ class Replica:
         self._host_free_ps = 0
         self._device_free_ps = 0
         self._empty_in_a_row = 0
+        self._dormant = False
+        self._loads_late = loads_late
 
     @property
     def waiting(self) -> int:
-        return len(self.scheduler.waiting)
+        return self.scheduler.waits
 
     @property
     def running(self) -> int:
@@ -91,8 +104,17 @@ class Replica:
         self.unfinished += 1
         due = at_ps + self._frontend_ps
         self._inbox.append((due, request))
-        if not self._flight and not self.scheduler.has_requests:
+        if self._dormant or not (self._flight or self.scheduler.has_requests):
             self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
+
+    def notify(self, request: Request, at_ps: int) -> None:
+        """The KV of a request has come, or its kept blocks are needed no longer."""
+        if request.remote == Remote.KEPT:
+            self.scheduler.release(request)
+        else:
+            self.scheduler.loaded(request)
+        if self._dormant:
+            self.next_ps = min(self.next_ps, max(at_ps, self._host_free_ps))
 
     def advance(self) -> None:
         """Process the event at ``next_ps``."""
@@ -106,9 +128,13 @@ class Replica:
             request = self._inbox.popleft()[1]
             request.queued_ps = now
             self.scheduler.add(request)
+        self._dormant = False
         if self.scheduler.has_requests:
             ran = self._schedule(now)
-            if len(self._flight) < self._depth and (ran or self.scheduler.has_requests):
+            if self._is_stalled():
+                self._flight.clear()
+                self._dormant = True
+            elif len(self._flight) < self._depth and (ran or self.scheduler.has_requests):
                 self.next_ps = self._host_free_ps  # room for one more batch: go on at once
                 return
         if self._flight:
@@ -116,6 +142,12 @@ class Replica:
             self.next_ps = max(self._flight[0].end_ps, self._host_free_ps)
         else:
             self.next_ps = max(self._inbox[0][0], now) if self._inbox else NEVER
+
+    def _is_stalled(self) -> bool:
+        """Whether nothing runs until another engine has given or taken KV."""
+        return (len(self.scheduler.holding) > 0 or self.scheduler.kept > 0) and not any(
+            step.batch.tokens for step in self._flight
+        )
 
     def _schedule(self, now: int) -> bool:
         scheduler = self.scheduler
@@ -138,10 +170,15 @@ class Replica:
         for row in batch.rows:
             if row.request.first_scheduled_ps < 0:
                 row.request.first_scheduled_ps = now
+        for request in batch.loads:
+            assert self.on_load is not None
+            late = self._loads_late and batch.tokens > 0
+            self.on_load(self, request, end if late else now + times.host)
         self._flight.append(
             Step(batch, times, now, end, self.running, self.waiting, scheduler.kv.free_blocks)
         )
-        self._empty_in_a_row = 0 if batch.tokens else self._empty_in_a_row + 1
+        fine = batch.tokens or self._is_stalled()
+        self._empty_in_a_row = 0 if fine else self._empty_in_a_row + 1
         if self._empty_in_a_row > self._depth + 2:
             raise InvariantError(self._stuck(now))
         return batch.tokens > 0

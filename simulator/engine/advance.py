@@ -11,6 +11,7 @@ from simulator.engine.layout import (
     Replica,
     Step,
     World,
+    begun_of,
     logged_row,
     logged_step,
     model_of,
@@ -20,7 +21,7 @@ from simulator.engine.layout import (
     slot_of,
 )  # fmt: skip
 from simulator.engine.quiet import list_rows
-from simulator.engine.schedule import add, schedule, update
+from simulator.engine.schedule import add, notify, schedule, update
 from simulator.engine.times import predict
 from simulator.scheduling.request import MAX_PREEMPTIONS
 
@@ -38,8 +39,16 @@ def send(w: World, s: Replica, i: int, at_ps: int) -> None:
         request_of(w, s.inbox_last).next = i
     s.inbox_last = i
     s.unfinished += 1
-    if not s.flight and not s.running and not s.waiting:
+    if s.dormant or not (s.flight or s.running or s.waiting):
         s.next_ps = min(s.next_ps, max(r.due_ps, s.host_free_ps))
+
+
+@compiled
+def tell(w: World, s: Replica, i: int, at_ps: int) -> None:
+    """What the KV connector reports of a request."""
+    notify(w, s, i)
+    if s.dormant:
+        s.next_ps = min(s.next_ps, max(at_ps, s.host_free_ps))
 
 
 @compiled
@@ -61,9 +70,13 @@ def _wake(w: World, s: Replica, now: int) -> None:
         s.inbox_first = r.next
         r.queued_ps = now
         add(w, s, i)
+    s.dormant = 0
     if s.running or s.waiting:
         ran = _begin_step(w, s, now)
-        if s.flight < w.depth and (ran or s.running or s.waiting):
+        if _is_stalled(s):
+            s.flight = 0
+            s.dormant = 1
+        elif s.flight < w.depth and (ran or s.running or s.waiting):
             s.next_ps = s.host_free_ps  # room for one more batch: go on at once
             return
     if s.flight:
@@ -71,6 +84,17 @@ def _wake(w: World, s: Replica, now: int) -> None:
         s.next_ps = max(slot_of(s, s.first_slot).end_ps, s.host_free_ps)
     else:
         s.next_ps = _inbox_ps(w, s, now)
+
+
+@compiled
+def _is_stalled(s: Replica) -> bool:
+    """Whether nothing runs until another engine has given or taken KV."""
+    if s.holding == 0 and s.kept == 0:
+        return False
+    for k in range(s.flight):
+        if slot_of(s, (s.first_slot + k) % 2).tokens:
+            return False
+    return True
 
 
 @compiled
@@ -83,6 +107,7 @@ def _inbox_ps(w: World, s: Replica, earliest: int) -> int:
 @compiled
 def _begin_step(w: World, s: Replica, now: int) -> bool:
     """Plan a step and put it in time; False if it has no token."""
+    begun = w.begun
     step = slot_of(s, schedule(w, s))
     while step.preempted and not w.error:
         _check_preemptions(w, s, step)
@@ -104,7 +129,7 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         step.gap_ps = m.gap_ps
         host = m.host_ps
         s.empty = 0
-    else:
+    elif not _is_stalled(s):
         s.empty += 1
         if s.empty > w.depth + 2:
             _fail(w, s, STUCK, NONE)
@@ -114,6 +139,9 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         s.host_free_ps = now + host
         s.device_free_ps = max(s.host_free_ps, s.device_free_ps) + step.forward_ps
         step.end_ps = s.device_free_ps
+    for k in range(begun, w.begun):
+        late = w.loads_late and step.tokens
+        begun_of(w, k).at_ps = step.end_ps if late else now + host
     return step.tokens > 0
 
 

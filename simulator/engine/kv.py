@@ -49,8 +49,11 @@ def longest_hit(w: World, s: Replica, r: Request) -> int:
 
 
 @compiled
-def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
-    """Give a waiting request its ``hit`` blocks and blocks for ``new`` tokens, or refuse."""
+def admit(w: World, s: Replica, i: int, new: int, hit: int, spare: int) -> bool:
+    """Give a waiting request its ``hit`` blocks and blocks for ``new`` tokens, or refuse.
+
+    ``spare`` blocks must be left over.
+    """
     r = request_of(w, i)
     tokens = r.prompt + r.output
     slots = -(-(hit * w.block_size + new) // w.block_size)
@@ -61,10 +64,10 @@ def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
     for j in range(shared):
         block = holder_of(s, shared_of(r, j).code).value
         idle += block_of(s, block).references == 0
-    wanted = whole - hit + idle
+    besides = idle - hit
     if s.running > 0:
-        wanted += w.watermark_blocks
-    if wanted > s.free_blocks:
+        besides += w.watermark_blocks
+    if max(whole, slots + spare) + besides > s.free_blocks:
         return False
     for j in range(shared):
         block = holder_of(s, shared_of(r, j).code).value
@@ -82,8 +85,14 @@ def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
     r.cached = hit
     take(w, s, slots - hit)
     r.held = slots
-    cache(w, s, r, hit * w.block_size + new)
     return True
+
+
+@compiled
+def missing(w: World, r: Request) -> int:
+    """Blocks that a request of which some tokens run still needs for all of them."""
+    tokens = min(r.prompt + r.output, w.max_model_len)
+    return max(0, -(-tokens // w.block_size) - r.held)
 
 
 @compiled

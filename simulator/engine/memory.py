@@ -13,6 +13,7 @@ from simulator.engine.layout import (
     NONE,
     Block,
     Finish,
+    Load,
     Number,
     Replica,
     Row,
@@ -38,7 +39,7 @@ class Memory:
 
     def __init__(
         self, config: SchedulerConfig, replicas: int, *, contents: int, model: int = 0,
-        frontend_ps: int = 0,
+        frontend_ps: int = 0, loads_late: bool = False,
     ) -> None:  # fmt: skip
         self._kept: dict[str, Records] = {}
         self.world = np.zeros(1, World.dtype)
@@ -48,10 +49,13 @@ class Memory:
         self.rows = np.zeros((replicas, 2, config.max_num_seqs), Row.dtype)
         self.preempted = np.zeros((replicas, 2, 2 * config.max_num_seqs), Number.dtype)
         self.finished = np.zeros(FINISHED_ROOM + config.max_num_seqs, Finish.dtype)
+        # a load takes a block at least
+        self.begun = np.zeros(config.num_gpu_blocks if config.kv_role else 0, Load.dtype)
         self._lay_out_replicas(config, contents)
         self.steps["rows_at"] = _addresses(self.rows)
         self.steps["preempted_at"] = _addresses(self.preempted)
         self._set_up_world(config, model, frontend_ps)
+        self.world["loads_late"] = loads_late
         self.address: int = self.world.ctypes.data
 
     def point(self, field: str, array: Records, room: str = "") -> None:
@@ -108,7 +112,10 @@ class Memory:
         replicas["steps_at"] = _addresses(self.steps)
         replicas["index"] = np.arange(count)
         replicas["next_ps"] = NEVER
-        for name in ("inbox_first", "inbox_last", "waiting_first", "waiting_last"):
+        for name in (
+            "inbox_first", "inbox_last", "waiting_first", "waiting_last", "holding_last",
+            "deferred_first", "deferred_last",
+        ):  # fmt: skip
             replicas[name] = NONE
         replicas["free_blocks"] = replicas["blanks"] = blocks - 1
         replicas["blocks_used"] = 1  # the null block
@@ -122,6 +129,7 @@ class Memory:
         self.point("winners_at", winners)
         self.point("replicas_at", self.replicas)
         self.point("finished_at", self.finished, "finished_room")
+        self.point("begun_at", self.begun)
         settings = {
             "model_at": model,
             "leaves": leaves,
@@ -139,6 +147,8 @@ class Memory:
             "reserve_full": config.scheduler_reserve_full_isl,
             "watermark_blocks": int(config.watermark * config.num_gpu_blocks),
             "frontend_ps": frontend_ps,
+            "drops_stale": config.drops_stale_tokens,
+            "defers_frees": config.defers_frees,
         }
         for name, value in settings.items():
             self.world[name] = value

@@ -11,7 +11,8 @@ class SchedulerConfig:
 
     ``num_gpu_blocks`` counts the null block, as vLLM's does. ``windows`` has one entry
     per KV group: its sliding window in tokens, or None for full attention.
-    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling.
+    ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling. ``kv_role`` is that
+    of the engine's KV connector: kv_producer, kv_consumer, kv_both, or empty without one.
     """
 
     num_gpu_blocks: int
@@ -28,8 +29,25 @@ class SchedulerConfig:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     windows: tuple[int | None, ...] = (None,)
+    kv_role: str = ""
 
     @property
     def max_concurrent_batches(self) -> int:
         """Batches that may be scheduled but not finished."""
         return 2 if self.async_scheduling else 1
+
+    @property
+    def drops_stale_tokens(self) -> bool:
+        """Tokens in flight for a preempted request are thrown away (``requires_kv_delivery``).
+
+        A producer must not hand over blocks that the preemption freed.
+        """
+        return self.kv_role in ("kv_producer", "kv_both")
+
+    @property
+    def defers_frees(self) -> bool:
+        """No block is freed that a step in flight may write (``defer_block_free``).
+
+        A consumer's load into such a block would not be ordered after that write.
+        """
+        return self.async_scheduling and self.kv_role in ("kv_consumer", "kv_both")
