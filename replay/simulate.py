@@ -165,4 +165,6 @@ def summary(bundle: Bundle) -> str:
         "seconds"
     )
     tail = f"{steps['extrapolated']} of {steps['steps']} steps outside the fitted range"
+    if lost := bundle.manifest.notes.get("lost_leases"):
+        head += f"; {lost} requests lost their lease: their KV was freed before it had been taken"
     return "\n".join([head, *parts, tail, *(f"ignored: {i}" for i in bundle.manifest.ignored)])

@@ -33,7 +33,12 @@ class PlainFleet:
         on_step = None if recorder is None else self._log
         self.replicas = [
             Replica(
-                i, Scheduler(demand.config), model, self._finish, on_step, self._load,
+                i,
+                Scheduler(demand.config),
+                model,
+                self._finish,
+                on_step,
+                self._load,
                 loads_late=loads_late,
             )  # fmt: skip
             for i in range(replicas)
