@@ -21,7 +21,7 @@ the events of the prefill and of the decode replicas.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from simulator.arrivals import Arrivals
 from simulator.clock import NEVER
@@ -31,7 +31,7 @@ from simulator.fleet.base import Finish, Load
 from simulator.scheduling.request import Remote
 from simulator.simulation import PROGRESS_EVERY
 from simulator.stage import Stage
-from traces.errors import InvariantError
+from traces.errors import ConfigError, InvariantError
 
 LEAVES, LANDS, ARRIVES, HANDED_OVER, ENTERS, LAPSES = range(6)
 
@@ -97,6 +97,12 @@ class PrefillDecode:
         prefill.fleet.close()
         decode.fleet.close()
         total = len(self.needs_decode)
+        if self.finished < total and not self.stopped and self._pushes:
+            raise ConfigError(
+                f"links: {total - self.finished} requests wait for ever: prefill holds the KV of "
+                "some that decode has no room for, as it has reserved its blocks for others that "
+                "prefill has no room for; pushing needs more KV blocks on one side"
+            )
         if self.finished < total and not self.stopped:
             raise InvariantError(
                 f"deadlock: {total - self.finished} requests left and no event; prefill: "

@@ -91,10 +91,10 @@ def _is_stalled(s: Replica) -> bool:
     """Whether nothing runs until another engine has given or taken KV."""
     if s.holding == 0 and s.kept == 0:
         return False
+    tokens = 0
     for k in range(s.flight):
-        if slot_of(s, (s.first_slot + k) % 2).tokens:
-            return False
-    return True
+        tokens += slot_of(s, (s.first_slot + k) % 2).tokens
+    return tokens == 0
 
 
 @compiled

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.clock import NEVER
-from simulator.engine.kv import GONE, ORPHAN
+from simulator.engine.kv import ORPHAN
 from simulator.engine.layout import (
     NONE,
     Block,
@@ -83,7 +83,7 @@ class Memory:
         state = self.replicas[replica]
         places = np.arange(state["queue_first"], state["queue_end"]) % self.places
         queue = self._kept["queue_at"][replica, places]["value"]
-        left = requests["left"][~queue[(queue < 0) & (queue > ORPHAN)]]
+        left = requests["left"][~queue[(queue > ORPHAN) & (queue < 0)]]
         cached = int(((queue >= 0) | (queue == ORPHAN)).sum() + left.sum())
         own = int((requests["held"] - requests["hit"]).sum())
         shared = int((self._kept["blocks_at"][replica]["references"] > 0).sum())

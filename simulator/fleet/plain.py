@@ -40,7 +40,7 @@ class PlainFleet:
                 on_step,
                 self._load,
                 loads_late=loads_late,
-            )  # fmt: skip
+            )
             for i in range(replicas)
         ]
         self.loads = self.replicas

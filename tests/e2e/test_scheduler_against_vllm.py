@@ -59,7 +59,7 @@ def first_divergence(case: Case, vllm: Trace, ours: Trace) -> str:
 
 
 @pytest.mark.parametrize(
-    "draw, must_be_seen",
+    ("draw", "must_be_seen"),
     [
         (random_case, MUST_BE_SEEN),
         (random_remote_case, (*MUST_BE_SEEN[:3], "abort", *REMOTE_MUST_BE_SEEN)),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scheduler_world import Arrival, Case
 from fake_connector import FakeConnector
+from scheduler_world import Arrival, Case
 from vllm.config import (
     CacheConfig,
     KVTransferConfig,

@@ -33,7 +33,9 @@ def world(tmp_path: Path) -> Path:
         model={"layers": 32, "hidden": 4096}, engine="vllm", engine_version="0.32.0",
         hardware="a100_sxm_80gb", layout={name: getattr(engine, name) for name in LAYOUT},
         forward={"step": 8e-3, "tokens": 5e-5}, host={"step": 1e-4}, gap={"step": 5e-5},
-        frontend_s=1e-3, ranges={"tokens": [0, 10**6]}, fitted_on=[],
+        frontend_s=1e-3,
+        ranges={n: [0, 10**6] for n in ("tokens", "rows", "decode_context", "prefill_pairs")},
+        fitted_on=[],
     )  # fmt: skip
     save_profile(profile, tmp_path / "profile")
     rng = np.random.default_rng(0)
@@ -83,7 +85,7 @@ def test_bundle(world: Path, replay: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
-    "old, new, said",
+    ("old", "new", "said"),
     [
         ("links: [{from: p, to: d", "links: [{from: d, to: p", "one from p to d is needed, got 0"),
         ("role: decode", "role: prefill", "one prefill and one decode cluster"),

@@ -13,6 +13,7 @@ from pd_worlds import BLOCK_BYTES, consumer, producer, requests_of, run_pd
 from worlds import MS, Make, in_ms, simulate
 
 from simulator.fleet import CompiledFleet, PlainFleet
+from traces.errors import ConfigError
 
 both = pytest.mark.parametrize("make", [PlainFleet, CompiledFleet])
 THREE = ((0, 8, 3), (0, 4, 2), (5, 12, 3))  # arrival ms, prompt, output
@@ -94,7 +95,7 @@ def test_push_by_hand(make: Make) -> None:
 
 @both
 @pytest.mark.parametrize(
-    "contention, ends", [("fair", [25, 24]), ("fifo", [24, 25]), ("none", [24, 23])]
+    ("contention", "ends"), [("fair", [25, 24]), ("fifo", [24, 25]), ("none", [24, 23])]
 )
 def test_two_transfers_on_one_link(make: Make, contention: str, ends: list[int]) -> None:
     """Two blocks and one, from 22 ms on: shared, one after the other, or each alone."""
@@ -134,7 +135,7 @@ def test_layers_go_while_prefill_computes(make: Make) -> None:
 @both
 def test_one_token_needs_no_decode(make: Make) -> None:
     rows = [(0, 8, 1), (0, 8, 2)]
-    simulation, tables = run_pd(requests_of(*rows), make, skip_decode=True)
+    tables = run_pd(requests_of(*rows), make, skip_decode=True)[1]
     requests = tables["requests"].to_pydict()
     assert requests["finished_s"][0] == requests["first_token_s"][0] == 0.026
     assert requests["decode_replica"] == [None, 0]
@@ -187,6 +188,19 @@ def test_a_full_decode_side_stops_prefill(make: Make) -> None:
     for n, at in enumerate(sorted(requests["scheduled_s"])[4:]):
         assert at >= taken[n]
     assert max(requests["scheduled_s"]) > min(requests["finished_s"])
+
+
+@both
+def test_pushing_may_deadlock(make: Make) -> None:
+    """By priority decode reserves for r2 and r3, which wait behind r0 and r1 at prefill."""
+    requests = requests_of(*[(0, 16, 8)] * 4, priority=[1, 1, 0, 0])
+    sides = {
+        "prefill": producer(num_gpu_blocks=9),
+        "decode": consumer(num_gpu_blocks=10, scheduling_policy="priority"),
+    }
+    assert len(run_pd(requests, make, **sides)[1]["transfers"]) == 4
+    with pytest.raises(ConfigError, match="links: 4 requests wait for ever"):
+        run_pd(requests, make, **sides, transfer="push")
 
 
 @both
