@@ -218,18 +218,24 @@ def operators_score(kernels: Path, holdout: str, out: Path) -> None:
 @main.command()
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the measured bundle.")
 @click.option("--print-hooks", is_flag=True, help="Print what a server started elsewhere needs.")
+@click.option("--deployment", "-D", type=ANY_PATH, help="Start its prefill and decode engines.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
+def capture(
+    out: Path, print_hooks: bool, deployment: Path | None, command: tuple[str, ...]
+) -> None:
     """Run COMMAND (vllm serve ..., after a --) and record what it does until it stops."""
     from replay.capture import run_capture
     from replay.command import hook_instructions
+    from replay.pair import run_pair
 
     if print_hooks:
         click.echo(hook_instructions(out))
         return
-    if not command:
-        raise click.UsageError("what to run? frontier capture --out B -- vllm serve MODEL ...")
-    bundle = run_capture(command, out)
+    if bool(command) == bool(deployment):
+        raise click.UsageError(
+            "what to run? frontier capture --out B -- vllm serve MODEL ..., or --deployment D"
+        )
+    bundle = run_pair(deployment, out) if deployment else run_capture(command, out)
     steps = len(bundle.table("steps")) if "steps" in bundle else 0
     click.echo(f"captured {len(bundle.requests)} requests in {steps} steps: {out}", err=True)
 
@@ -237,6 +243,8 @@ def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("workload", type=ANY_PATH)
 @click.option("--url", required=True, help="Base URL, as http://host:8000.")
+@click.option("--decode-url", "decode_urls", multiple=True,
+              help="Disaggregated: a decode engine's, repeatable; --url is then of prefill.")  # fmt: skip
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the client's bundle.")
 @click.option("--model", help="Name to ask for (default: the first one served).")
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")
