@@ -148,13 +148,14 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 @main.command()
 @click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
-def fit(bundles: tuple[Path, ...], out: Path) -> None:
+@click.option("--cluster", help="Only this cluster's engines, where there are several.")
+def fit(bundles: tuple[Path, ...], out: Path, cluster: str | None = None) -> None:
     """Fit an operator profile from captured BUNDLES of one engine."""
     from simulator.step_time.fit import fit_profile, profile_table
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle
 
-    profile = fit_profile([read_bundle(b) for b in bundles], progress=_say)
+    profile = fit_profile([read_bundle(b) for b in bundles], cluster=cluster, progress=_say)
     save_profile(profile, out)
     click.echo(profile_table(profile))
 
@@ -244,7 +245,7 @@ def capture(
 @click.argument("workload", type=ANY_PATH)
 @click.option("--url", required=True, help="Base URL, as http://host:8000.")
 @click.option("--decode-url", "decode_urls", multiple=True,
-              help="Disaggregated: a decode engine's, repeatable; --url is then of prefill.")  # fmt: skip
+              help="A decode engine's, repeatable; --url is then prefill's.")  # fmt: skip
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the client's bundle.")
 @click.option("--model", help="Name to ask for (default: the first one served).")
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop with N in flight.")

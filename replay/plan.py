@@ -76,6 +76,7 @@ class Plan:
     clusters: tuple[ClusterPlan, ...]
     engine_version: str
     ignored: tuple[str, ...] = ()
+    captured: bool = False  # the deployment is a measured bundle's own
 
     @property
     def only(self) -> ClusterPlan:
@@ -106,10 +107,12 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     """Read a deployment file, or a bundle's own deployment. Raises ConfigError, TraceError."""
     ignored: list[str] = []
     version: str | None = None
+    captured = False
     if is_bundle(path):
         manifest = read_bundle(path, eager=False).manifest
         deployment = parse_deployment(manifest.deployment, f"{path}/bundle.yaml: deployment")
         version, home = manifest.engine_version, path
+        captured = manifest.kind == "measured"
         ignored += manifest.ignored
     else:
         deployment, home = load_deployment(path), path.resolve().parent
@@ -138,7 +141,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
         for cluster in deployment.clusters
     )
     version = version or ENGINE_VERSIONS[-1]
-    return Plan(deployment, home, model_file, model, parts, version, tuple(ignored))
+    return Plan(deployment, home, model_file, model, parts, version, tuple(ignored), captured)
 
 
 def _check_simulated(deployment: Deployment) -> None:
@@ -225,5 +228,6 @@ def load_step_time(
     note = {
         "profile": content_hash(path / "profile.yaml"),
         "fitted_on": [f["hash"] for f in profile.fitted_on],
+        **({"link": profile.link} if profile.link else {}),
     }
     return FittedStepTime(profile, plan.model), note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 from replay.plan import ClusterPlan, Plan, load_step_time
 from simulator.clock import PS_PER_S
 from simulator.demand import Demand
+from simulator.deployment import Link
 from simulator.disaggregation.connection import Connection, kv_layout
 from simulator.disaggregation.setup import Side, demands
 from simulator.disaggregation.simulation import PrefillDecode
@@ -71,8 +73,17 @@ def prepare_disaggregated(
     """A prefill and a decode cluster. Raises ConfigError."""
     parts = plan.side("prefill"), plan.side("decode")
     routing = plan.deployment.routing
-    connection = _connection(plan, *parts)
+    link = _link(plan, *parts)
     models, operators = zip(*(load_step_time(plan, part) for part in parts), strict=True)
+    fitted = operators[1].get("link") if plan.captured else None
+    proxy_us = routing.proxy_us
+    if fitted:  # what was measured stands above what the capture's file supposed
+        proxy_us = fitted["proxy_us"]
+        bandwidth = fitted["bandwidth_gb_s"] or math.inf
+        measured = {"setup_us": fitted["setup_us"], "bandwidth_gb_s": bandwidth}
+        link = link.model_copy(update=measured)
+    layout = kv_layout(plan.model, *(part.cluster.engine for part in parts))
+    connection = Connection(link, layout)
     prefill, decode = (_side(part, model) for part, model in zip(parts, models, strict=True))
     first, last = demands(
         workload.requests,
@@ -90,7 +101,7 @@ def prepare_disaggregated(
         stage(prefill, first),
         stage(decode, last),
         connection,
-        proxy_ps=round(routing.proxy_us * 1e-6 * PS_PER_S),
+        proxy_ps=round(proxy_us * 1e-6 * PS_PER_S),
         progress=progress,
     )
 
@@ -115,15 +126,14 @@ def prepare_disaggregated(
     )
 
 
-def _connection(plan: Plan, prefill: ClusterPlan, decode: ClusterPlan) -> Connection:
+def _link(plan: Plan, prefill: ClusterPlan, decode: ClusterPlan) -> Link:
     ends = prefill.cluster.name, decode.cluster.name
     links = [link for link in plan.deployment.links if (link.from_, link.to) == ends]
     if len(links) != 1:
         raise ConfigError(f"links: one from {ends[0]} to {ends[1]} is needed, got {len(links)}")
     if links[0].layerwise and links[0].transfer == "pull":
         raise ConfigError("links: only a push can be layerwise: a pull begins after the prefill")
-    layout = kv_layout(plan.model, prefill.cluster.engine, decode.cluster.engine)
-    return Connection(links[0], layout)
+    return links[0]
 
 
 def _side(part: ClusterPlan, model: StepTimeModel) -> Side:

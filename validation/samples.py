@@ -26,7 +26,8 @@ from validation.pairing import Rows
 
 _REQUEST_COLUMNS = (
     "request_id", "arrival_s", "sent_s", "output_tokens", "scheduled_s", "first_token_s",
-    "finished_s", "status", "token_times_s", "transfer_start_s", "transfer_end_s",
+    "finished_s", "status", "token_times_s", "prefill_finished_s", "transfer_start_s",
+    "transfer_end_s", "decode_scheduled_s", "decode_replica",
 )  # fmt: skip
 
 
@@ -52,7 +53,6 @@ COMPARED: dict[str, Metric] = {
             Metric(m.name, m.label, "s", m.formula, "token" if m.name in _TOKENS else "request")
             for m in METRICS.values()
         ),
-        Metric("transfer", "KV transfer", "s", "transfer_end - transfer_start", "request"),
         Metric("step_time", "Step time", "s", "end - start of steps that ran tokens"),
         Metric("batch_size", "Batch size", "requests", "requests running in a step"),
         Metric("kv_use", "KV use", "frac", "1 - free_blocks / (num_gpu_blocks - 1), by step"),
@@ -98,7 +98,6 @@ def samples(seen: View) -> dict[str, Floats]:
     """
     requests = seen.bundle.requests
     values = request_metrics(seen.bundle)
-    values["transfer"] = column(requests, "transfer_end_s") - column(requests, "transfer_start_s")
     values["itl"] = inter_token_latencies(seen.bundle)
     values |= step_samples(seen)
     duration_s = seen.last_s - seen.first_s
