@@ -34,6 +34,15 @@ def link(**changes: Any) -> Link:
     return Link(**({"from": "prefill", "to": "decode", "bandwidth_gb_s": 1.0} | changes))
 
 
+def sides_of(how: dict[str, Any]) -> list[Side]:
+    """The prefill and the decode side of a world, from what ``run_pd`` is given."""
+    return [
+        Side(name, how["replicas"][i], how[name], linear_step(how["frontend_ps"]),
+             how["routers"][i], how["loads_late"])
+        for i, name in enumerate(("prefill", "decode"))
+    ]  # fmt: skip
+
+
 def run_pd(
     requests: pa.Table,
     make: Make,
@@ -52,13 +61,12 @@ def run_pd(
     **of_link: Any,
 ) -> tuple[PrefillDecode, dict[str, pa.Table]]:
     """Run to the end; steps are ordered by cluster, replica and step."""
-    sides = [
-        Side(name, count, settings, linear_step(frontend_ps), router, loads_late)
-        for name, count, settings, router in zip(
-            ("prefill", "decode"), replicas, (prefill or producer(), decode or consumer()),
-            routers, strict=True,
-        )
-    ]  # fmt: skip
+    sides = sides_of(
+        {
+            "prefill": prefill or producer(), "decode": decode or consumer(), "replicas": replicas,
+            "routers": routers, "frontend_ps": frontend_ps, "loads_late": loads_late,
+        }
+    )  # fmt: skip
     asked = demands(requests, sides[0], sides[1], hash_block_tokens, skip_decode=skip_decode)
     collected = Collected()
     stages = []

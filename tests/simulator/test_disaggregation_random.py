@@ -8,11 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from pd_worlds import run_pd
+from pd_oracle import Oracle
+from pd_worlds import run_pd, sides_of
 from random_worlds import requests_table
 from worlds import config
 
-from simulator.disaggregation.connection import KVLayout
+from simulator.disaggregation.connection import Connection, KVLayout
+from simulator.disaggregation.setup import demands
+from simulator.disaggregation.simulation import PrefillDecode
 from simulator.fleet import CompiledFleet, PlainFleet
 from simulator.routing import ROUTERS
 from simulator.scheduling import SchedulerConfig
@@ -75,11 +78,35 @@ def _engine(
     )
 
 
+def assert_as_oracle(simulation: PrefillDecode, requests: pa.Table, how: dict[str, Any]) -> None:
+    """Every time of every request is that of a plain event-by-event run."""
+    sides = sides_of(how)
+    asked = demands(
+        requests, sides[0], sides[1], how["hash_block_tokens"], skip_decode=how["skip_decode"]
+    )
+    connection = Connection(simulation.connection.link, how["layout"])
+    times = Oracle(sides[0], sides[1], asked, connection, how["proxy_ps"]).run()
+    handovers = simulation.handovers
+    last = simulation.decode.demand.records
+    for i, of in enumerate(times):
+        assert of["prefilled"] == handovers.finished_ps[i], (i, how)
+        assert of["source"] == handovers.prefill_replica[i], (i, how)
+        assert bool(of.get("lost")) == handovers.lost[i], (i, how)
+        if "finished" in of:
+            ours = {"destination": handovers.decode_replica[i], "start": handovers.start_ps[i],
+                    "end": handovers.end_ps[i], "finished": last["finished_ps"][i],
+                    "first_token": last["first_token_ps"][i]}  # fmt: skip
+            assert {name: of[name] for name in ours} == ours, (i, how)
+
+
 def test_same_tables_in_random_worlds(capsys: pytest.CaptureFixture[str]) -> None:
     seen: Counter[str] = Counter()
     for seed in range(WORLDS):
         requests, how = random_pd_world(seed)
         simulation, plain = run_pd(requests, PlainFleet, **how)
+        if how["concurrency"] is None:
+            assert_as_oracle(simulation, requests, how)
+            seen["oracle"] += 1
         compiled = run_pd(requests, CompiledFleet, **how)[1]
         for name, table in plain.items():
             assert table.equals(compiled[name]), f"{name} of world {seed}: {how}"
