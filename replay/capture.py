@@ -59,7 +59,7 @@ def _run(command: list[str], environment: dict[str, str], stopped_by: list[int])
     """Run the server in a process group of its own, pass signals on, return its exit code."""
     try:
         server = subprocess.Popen(
-            command, env=environment, start_new_session=True, preexec_fn=_before_the_server
+            command, env=environment, start_new_session=True, preexec_fn=stop_with_parent
         )
     except OSError as error:
         raise CaptureError(f"cannot run {command[0]}: {error.strerror}") from None
@@ -82,8 +82,8 @@ def _run(command: list[str], environment: dict[str, str], stopped_by: list[int])
     return code
 
 
-def _before_the_server() -> None:
-    """Have the kernel stop the server when the capture is killed, or it would serve on.
+def stop_with_parent() -> None:
+    """Have the kernel stop a child when its parent is killed, or it would serve on.
 
     SIGINT gets its default back: a shell's background job ignores it, and so would the server
     until it installs a handler of its own.

@@ -151,6 +151,7 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 @main.command()
 @click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
+@click.option("--cluster", help="Only this cluster's engines, where there are several.")
 @click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
 @click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
 @click.option("--uncalibrated", is_flag=True,
@@ -158,6 +159,7 @@ def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -
 def fit(
     bundles: tuple[Path, ...],
     out: Path,
+    cluster: str | None,
     operators: Path | None,
     deployment: Path | None,
     uncalibrated: bool,
@@ -178,7 +180,8 @@ def fit(
     if uncalibrated:
         profile, loads = sheet_profile_of(bundles[0]), None
     else:
-        profile, loads = fit_profile(captures, progress=_say), fit_bundles(captures)
+        profile = fit_profile(captures, cluster=cluster, progress=_say)
+        loads = fit_bundles(captures)
     save_profile(profile, out)
     click.echo(profile_table(profile))
     if loads is not None:
@@ -288,18 +291,24 @@ def operators_show(profile: Path, out: Path | None) -> None:
 @main.command()
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the measured bundle.")
 @click.option("--print-hooks", is_flag=True, help="Print what a server started elsewhere needs.")
+@click.option("--deployment", "-D", type=ANY_PATH, help="Start its prefill and decode engines.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
+def capture(
+    out: Path, print_hooks: bool, deployment: Path | None, command: tuple[str, ...]
+) -> None:
     """Run COMMAND (vllm serve ..., after a --) and record what it does until it stops."""
     from replay.capture import run_capture
     from replay.command import hook_instructions
+    from replay.pair import run_pair
 
     if print_hooks:
         click.echo(hook_instructions(out))
         return
-    if not command:
-        raise click.UsageError("what to run? frontier capture --out B -- vllm serve MODEL ...")
-    bundle = run_capture(command, out)
+    if bool(command) == bool(deployment):
+        raise click.UsageError(
+            "what to run? frontier capture --out B -- vllm serve MODEL ..., or --deployment D"
+        )
+    bundle = run_pair(deployment, out) if deployment else run_capture(command, out)
     steps = len(bundle.table("steps")) if "steps" in bundle else 0
     click.echo(f"captured {len(bundle.requests)} requests in {steps} steps: {out}", err=True)
 
@@ -307,6 +316,8 @@ def capture(out: Path, print_hooks: bool, command: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("workload", type=ANY_PATH)
 @click.option("--url", required=True, help="Base URL, as http://host:8000.")
+@click.option("--decode-url", "decode_urls", multiple=True,
+              help="A decode engine's, repeatable; --url is then prefill's.")  # fmt: skip
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the client's bundle.")
 @click.option("--model", help="Name to ask for (default: the first one served).")
 @click.option(

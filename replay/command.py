@@ -57,10 +57,13 @@ def hooked_command(command: Sequence[str]) -> list[str]:
 
 
 def hook_environment(spool: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables to add to ``environment`` so that a server records into ``spool``."""
+    """The variables to add to ``environment`` so that a server records into ``spool``.
+
+    A key of prefix hashes in ``environment`` is kept: engines of one capture share it.
+    """
     added = {
         "FRONTIER_SPOOL": str(spool),
-        "FRONTIER_KEY": secrets.token_hex(16),
+        "FRONTIER_KEY": environment.get("FRONTIER_KEY") or secrets.token_hex(16),
         "PYTHONPATH": _prepended(HOOKS, environment),
     }
     if "VLLM_PLUGINS" in environment:  # an allow-list: those not on it are not loaded

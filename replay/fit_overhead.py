@@ -76,7 +76,7 @@ def fit_overhead(
         frontend_s += late
     overhead = Overhead(
         plans[0].engine_version,
-        plans[0].cluster.hardware,
+        plans[0].only.cluster.hardware,
         max(step_s, 0.0),
         max(frontend_s, 0.0),
         {
@@ -110,7 +110,7 @@ def _pace(seen: Sequence[tuple[float, float]]) -> float:
 def _missing(
     bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, progress: Say
 ) -> Missing:
-    model, note = load_step_time(plan, progress)
+    model, note = load_step_time(plan, progress=progress)
     assert isinstance(model, OperatorStepTime)
     model = model.with_overhead(step_s, frontend_s)
     manifest, tables = replay(load_workload(path), plan, record=(), step_time=(model, note))

@@ -4,6 +4,9 @@ Open loop: each request leaves at its own arrival time whatever the server does;
 late is counted. Closed loop: a fixed number in flight. Sessions: a turn leaves its think
 time after the answer before it. In scope: /v1/completions with token ids as prompt,
 streamed. Out of scope: text, chat templates, retries.
+
+With a prefill and decode engines it does what vLLM's proxy does: the request for one token
+to prefill, and with what that says of its KV the whole request to a decode engine, in turn.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,12 @@ from traces.errors import CaptureError, ConfigError
 from traces.workload import WARM_UP, Workload, first_requests, load_workload, scale_rate
 
 DEFAULT_VOCAB_SIZE = 8000  # smaller than any served model's; an id beyond it is refused
+PREFILL: dict[str, Any] = {
+    "max_tokens": 1,
+    "stream": False,
+    "stream_options": None,
+    "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False},
+}
 READ_BUFFER_BYTES = 1 << 22  # one event may repeat the whole prompt
 
 
@@ -63,6 +73,7 @@ class LiveOptions:
     """How to send; ``concurrency`` None is open loop, of sessions where ``sessions``."""
 
     url: str
+    decode_urls: tuple[str, ...] = ()
     model: str | None = None
     concurrency: int | None = None
     sessions: bool = False
@@ -109,7 +120,8 @@ def run_live(
 class _Client:
     def __init__(self, workload: Workload, options: LiveOptions) -> None:
         self._workload, self._options = workload, options
-        self._url = options.url.rstrip("/").removesuffix("/v1")
+        self._url = _base(options.url)
+        self._decode = cycle([_base(url) for url in options.decode_urls])
         requests = workload.requests
         self._ids: list[str] = requests.column("request_id").to_pylist()
         self._arrival_s = requests.column("arrival_s").to_pylist()
@@ -239,13 +251,19 @@ class _Client:
         else:
             prompt = self._prompts.prompt(sent.row)
             wants_answer = self._prompts.wants_answer(sent.row)
-        data = json.dumps(self._body(sent, prompt, wants_answer)).encode()
+        body = self._body(sent, prompt, wants_answer)
         headers = {"X-Request-Id": sent.request_id, "Content-Type": "application/json"}
+        first = {**body, **PREFILL} if self._options.decode_urls else body
+        data = json.dumps(first).encode()
         await asyncio.sleep(sent.due_s - time.monotonic())
         sent.sent_s = time.monotonic()
         try:
+            url = self._url
+            if self._options.decode_urls:
+                body["kv_transfer_params"] = await self._prefill(data, headers)
+                data, url = json.dumps(body).encode(), next(self._decode)
             async with self._session.post(
-                f"{self._url}/v1/completions", data=data, headers=headers
+                f"{url}/v1/completions", data=data, headers=headers
             ) as response:
                 await _receive(response, sent)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -253,6 +271,18 @@ class _Client:
         if wants_answer and sent.row is not None:
             self._prompts.answered(sent.row, prompt, sent.output_ids)
         self._done()
+
+    async def _prefill(self, data: bytes, headers: dict[str, str]) -> dict[str, Any]:
+        """What prefill says of the KV it keeps; raises ValueError if it does not."""
+        url = f"{self._url}/v1/completions"
+        async with self._session.post(url, data=data, headers=headers) as response:
+            if response.status != 200:
+                text = (await response.text()).strip().splitlines()
+                raise ValueError(f"prefill: HTTP {response.status}: {' '.join(text)[:200]}")
+            params: dict[str, Any] | None = (await response.json()).get("kv_transfer_params")
+        if not params:
+            raise ValueError("prefill keeps no KV: it has no KV connector")
+        return params
 
     def _body(self, sent: Sent, prompt: list[int], wants_answer: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -269,6 +299,10 @@ class _Client:
         if self._priority and sent.row is not None and self._priority[sent.row]:
             body["priority"] = self._priority[sent.row]  # refused by a server without priorities
         return body
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 async def _receive(response: aiohttp.ClientResponse, sent: Sent) -> None:

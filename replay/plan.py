@@ -10,7 +10,7 @@ from typing import Any
 from simulator.deployment import (
     Cluster,
     Deployment,
-    Engine,
+    Role,
     check_layout,
     find_file,
     load_deployment,
@@ -33,18 +33,18 @@ from traces.errors import ConfigError
 ENGINE_VERSIONS = ("0.32.0",)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A deployment resolved for simulation: files read, layout checked, KV sized."""
+KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
-    deployment: Deployment
-    home: Path
-    model_file: Path
-    model: ModelSpec
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """One cluster of a deployment, its KV sized; ``routing`` and ``operators`` as they apply."""
+
     cluster: Cluster
+    model: ModelSpec
     capacity: KVCapacity
-    engine_version: str
-    ignored: tuple[str, ...] = ()
+    routing: str
+    operators: str | None
 
     @property
     def schedulers(self) -> int:
@@ -67,6 +67,7 @@ class Plan:
             num_gpu_blocks=self.capacity.blocks,
             max_model_len=engine.max_model_len or self.model.max_len,
             windows=self.model.kv_windows(),
+            kv_role=KV_ROLES.get(self.cluster.role, ""),
             stage_layers=tuple(len(stage) for stage in stages),
             lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
             dp_sync_interval=engine.dp_sync_interval,
@@ -74,14 +75,54 @@ class Plan:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A deployment resolved for simulation: files read, layout checked, KV sized."""
+
+    deployment: Deployment
+    home: Path
+    model_file: Path
+    model: ModelSpec
+    clusters: tuple[ClusterPlan, ...]
+    engine_version: str
+    ignored: tuple[str, ...] = ()
+    captured: bool = False  # the deployment is a measured bundle's own
+
+    @property
+    def only(self) -> ClusterPlan:
+        """The one cluster of a co-located deployment; ConfigError if there are others."""
+        if len(self.clusters) > 1:
+            raise ConfigError(f"clusters: this needs a co-located one, got {_roles(self)}")
+        return self.clusters[0]
+
+    def side(self, role: Role) -> ClusterPlan:
+        """The cluster of a role; ConfigError unless there is exactly one."""
+        found = [part for part in self.clusters if part.cluster.role == role]
+        if len(found) != 1:
+            raise ConfigError(
+                f"clusters: one with role {role} is needed for disaggregation, got {_roles(self)}"
+            )
+        return found[0]
+
+    def scheduler_config(self) -> SchedulerConfig:
+        """The scheduler's settings of a co-located deployment's engines."""
+        return self.only.scheduler_config()
+
+
+def _roles(plan: Plan) -> str:
+    return ", ".join(f"{part.cluster.name}: {part.cluster.role}" for part in plan.clusters)
+
+
 def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     """Read a deployment file, or a bundle's own deployment. Raises ConfigError, TraceError."""
     ignored: list[str] = []
     version: str | None = None
+    captured = False
     if is_bundle(path):
         manifest = read_bundle(path, eager=False).manifest
         deployment = parse_deployment(manifest.deployment, f"{path}/bundle.yaml: deployment")
         version, home = manifest.engine_version, path
+        captured = manifest.kind == "measured"
         ignored += manifest.ignored
     else:
         deployment, home = load_deployment(path), path.resolve().parent
@@ -91,48 +132,61 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     )
     model = load_model(model_file)
     check_layout(deployment, model)
-    _check_pipeline(deployment.clusters[0].engine, model)
+    for cluster in deployment.clusters:
+        _check_pipeline(cluster, model)
     if operators is not None:
         deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
-    cluster = _only_cluster(deployment)
+    _check_simulated(deployment)
     if version is None or version.split("+")[0] not in ENGINE_VERSIONS:
         known = ", ".join(ENGINE_VERSIONS)
         ignored.append(f"engine version {version or 'unknown'}: scheduler rules of vLLM {known}")
     ignored += _not_honoured(deployment)
-    capacity = kv_capacity(model, cluster.engine, _memory_gb(cluster, home), cluster.name, version)
-    return Plan(
-        deployment,
-        home,
-        model_file,
-        model,
-        cluster,
-        capacity,
-        version or ENGINE_VERSIONS[-1],
-        tuple(ignored),
+    parts = tuple(
+        ClusterPlan(
+            cluster,
+            model,
+            kv_capacity(model, cluster.engine, _memory_gb(cluster, home), cluster.name, version),
+            cluster.routing or deployment.routing.policy,
+            # what the command line names stands above what the file does
+            deployment.operators if operators else cluster.operators or deployment.operators,
+        )
+        for cluster in deployment.clusters
     )
+    version = version or ENGINE_VERSIONS[-1]
+    return Plan(deployment, home, model_file, model, parts, version, tuple(ignored), captured)
 
 
 def sheet_profile_of(path: Path) -> StepProfile:
     """What the data sheet of a deployment's device promises of it. Raises ConfigError."""
     plan = make_plan(path)
-    hardware = load_hardware(plan.cluster.hardware, plan.home)
-    return sheet_profile(plan.model, plan.cluster.engine, hardware, plan.engine_version)
+    cluster = plan.only.cluster
+    hardware = load_hardware(cluster.hardware, plan.home)
+    return sheet_profile(plan.model, cluster.engine, hardware, plan.engine_version)
 
 
-def _only_cluster(deployment: Deployment) -> Cluster:
-    cluster = deployment.clusters[0]
-    if len(deployment.clusters) > 1 or cluster.role != "colocated":
-        roles = ", ".join(f"{c.name}: {c.role}" for c in deployment.clusters)
-        raise ConfigError(f"clusters: one co-located cluster can be simulated, got {roles}")
-    engine = cluster.engine
-    create_policy(engine.scheduling_policy)
-    check_router(deployment.routing.policy)
+def _check_simulated(deployment: Deployment) -> None:
+    clusters = deployment.clusters
+    roles = [cluster.role for cluster in clusters]
+    if roles != ["colocated"] and sorted(roles) != ["decode", "prefill"]:
+        given = ", ".join(f"{c.name}: {c.role}" for c in clusters)
+        raise ConfigError(
+            "clusters: one co-located cluster, or one prefill and one decode cluster, can be "
+            f"simulated, got {given}"
+        )
+    for cluster in clusters:
+        create_policy(cluster.engine.scheduling_policy)
+        check_router(cluster.routing or deployment.routing.policy)
     check_law(deployment.moe.expert_load)
-    return cluster
 
 
-def _check_pipeline(engine: Engine, model: ModelSpec) -> None:
+def _check_pipeline(cluster: Cluster, model: ModelSpec) -> None:
+    engine = cluster.engine
     stages, ranks = engine.pipeline_parallel_size, engine.data_parallel_size
+    if stages > 1 and cluster.role != "colocated":
+        raise ConfigError(
+            f"clusters[{cluster.name}].engine.pipeline_parallel_size: only 1 can be simulated in a "
+            f"{cluster.role} cluster, got {stages}"
+        )
     if stages > 1 and ranks > 1 and model.moe is not None:
         raise ConfigError(
             "engine.pipeline_parallel_size: with data-parallel ranks of a MoE model, which step "
@@ -142,11 +196,12 @@ def _check_pipeline(engine: Engine, model: ModelSpec) -> None:
 
 def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
-    engine = deployment.clusters[0].engine
+    engines = [cluster.engine for cluster in deployment.clusters]
     found = {
-        "enable_dbo": engine.enable_dbo,
-        "cudagraph_capture_sizes": bool(engine.cudagraph_capture_sizes),
-        "links": any(link.from_ != link.to for link in deployment.links),
+        "enable_dbo": any(e.enable_dbo for e in engines),
+        "cudagraph_capture_sizes": any(e.cudagraph_capture_sizes for e in engines),
+        "links": len(deployment.clusters) == 1
+        and any(link.from_ != link.to for link in deployment.links),
         "pipeline": deployment.pipeline.policy != "none",
     }
     return [name for name, given in found.items() if given]
@@ -166,10 +221,10 @@ def _device(name: str, home: Path) -> str:
         return name
 
 
-def with_own_link(hardware: Hardware, plan: Plan) -> Hardware:
-    """The device with the link that the deployment measured inside its cluster, if it did."""
+def with_own_link(hardware: Hardware, plan: Plan, cluster: Cluster) -> Hardware:
+    """The device with the link that the deployment measured inside a cluster, if it did."""
     for link in plan.deployment.links:
-        if link.from_ == link.to == plan.cluster.name:
+        if link.from_ == link.to == cluster.name:
             own = DeviceLink(
                 kind="as given",
                 bandwidth_gb_s=link.bandwidth_gb_s,
@@ -180,17 +235,24 @@ def with_own_link(hardware: Hardware, plan: Plan) -> Hardware:
 
 
 def load_step_time(
-    plan: Plan, progress: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    part: ClusterPlan | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[StepTimeModel, dict[str, Any]]:
-    """The step-time model the deployment names, and what to note of it in the manifest."""
-    if plan.deployment.operators is None:
+    """The step-time model of a cluster, and what to note of it in the manifest.
+
+    Of the only cluster, if none is given.
+    """
+    part = part or plan.only
+    if part.operators is None:
         raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
                           "with --operators")  # fmt: skip
-    path = find_file(plan.deployment.operators, plan.home)
+    path = find_file(part.operators, plan.home)
+    cluster = part.cluster
     if (path / KERNELS).is_file() and not (path / PROFILE).is_file():
-        engine = plan.cluster.engine
+        engine = cluster.engine
         loads = deployed_loads(plan.deployment.moe, plan.model, engine, plan.home, path)
-        hardware = with_own_link(load_hardware(plan.cluster.hardware, plan.home), plan)
+        hardware = with_own_link(load_hardware(cluster.hardware, plan.home), plan, cluster)
         return deployed_step_time(
             path, plan.model, engine, hardware, plan.engine_version, loads, progress
         )
@@ -201,19 +263,20 @@ def load_step_time(
                 f"{path}: fitted for {key} {value}, the deployment's model has "
                 f"{getattr(plan.model, key)}"
             )
-    if _device(profile.hardware, plan.home) != _device(plan.cluster.hardware, plan.home):
+    if _device(profile.hardware, plan.home) != _device(cluster.hardware, plan.home):
         raise ConfigError(
             f"{path}: fitted on hardware {profile.hardware!r}, the deployment names "
-            f"{plan.cluster.hardware!r}"
+            f"{cluster.hardware!r}"
         )
     for key, value in profile.layout.items():
-        if getattr(plan.cluster.engine, key) != value:
+        if getattr(cluster.engine, key) != value:
             raise ConfigError(
                 f"{path}: fitted under {key} {value}, the deployment has "
-                f"{getattr(plan.cluster.engine, key)}"
+                f"{getattr(cluster.engine, key)}"
             )
     note = {
         "profile": content_hash(path / "profile.yaml"),
         "fitted_on": [f["hash"] for f in profile.fitted_on],
+        **({"link": profile.link} if profile.link else {}),
     }
     return FittedStepTime(profile, plan.model), note

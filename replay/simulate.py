@@ -13,13 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from replay.interrupt import on_interrupt
-from replay.plan import Plan, load_step_time, make_plan
+from replay.plan import ClusterPlan, Plan, load_step_time, make_plan
+from replay.prepare import Prepared, prepare_colocated, prepare_disaggregated
 from replay.progress import progress_of
 from simulator.arrivals import Arrivals, ClosedLoop, OpenLoop
-from simulator.demand import Demand
-from simulator.fleet import make_fleet
-from simulator.records import RECORDABLE, Collected, Recorder, Sink, Streamed, requests_table
-from simulator.simulation import Simulation
+from simulator.records import RECORDABLE, Collected, Sink, Streamed
 from simulator.step_time.base import StepTimeModel
 from traces.bundle import (
     Bundle,
@@ -106,27 +104,28 @@ def replay(
     for name in record:
         if name not in RECORDABLE:
             raise ConfigError(f"--record: unknown {name!r}{nearest(name, RECORDABLE)}")
-    config, cluster = plan.scheduler_config(), plan.cluster.name
-    model, operators = step_time or load_step_time(plan, say)
-    demand = Demand(workload.requests, config, workload.hash_block_tokens)
     collected = Collected()
-    recorder = Recorder(record, cluster, demand, sink or collected) if record else None
-    fleet = make_fleet(demand, plan.schedulers, model, recorder)
-    policy = plan.deployment.routing.policy
-    simulation = Simulation(demand, policy, fleet, progress=progress)
+    make = prepare_colocated if len(plan.clusters) == 1 else prepare_disaggregated
+
+    def models(part: ClusterPlan) -> tuple[StepTimeModel, dict[str, Any]]:
+        return step_time or load_step_time(plan, part, say)
+
+    prepared = make(workload, plan, models, record, sink or collected, progress)
+    simulation, demand = prepared.simulation, prepared.demand
     arrivals: Arrivals = OpenLoop(demand)
     if concurrency is not None:
         arrivals = ClosedLoop(demand, concurrency)
     with on_interrupt(simulation.stop):
         simulation.run(arrivals)
-    manifest = _manifest(workload, plan, operators, model)
+    tables = prepared.tables()
+    manifest = _manifest(workload, plan, prepared)
     if simulation.stopped:
         manifest.notes["interrupted"] = (
             f"stopped after {simulation.finished} of {len(demand)} requests"
         )
     else:
-        fleet.check()
-    return manifest, {"requests": requests_table(demand, cluster), **collected.tables()}
+        simulation.check()
+    return manifest, {**tables, **collected.tables()}
 
 
 def _write(folder: Path, plan: Plan, manifest: Manifest, tables: Mapping[str, pa.Table]) -> Bundle:
@@ -140,9 +139,7 @@ def _write(folder: Path, plan: Plan, manifest: Manifest, tables: Mapping[str, pa
     return Bundle(folder, manifest, dict(tables))
 
 
-def _manifest(
-    workload: Workload, plan: Plan, operators: dict[str, Any], model: StepTimeModel
-) -> Manifest:
+def _manifest(workload: Workload, plan: Plan, prepared: Prepared) -> Manifest:
     return Manifest(
         kind="simulated",
         vantage="engine",
@@ -152,21 +149,8 @@ def _manifest(
         deployment=plan.deployment.model_dump(mode="json", by_alias=True, exclude_none=True),
         hash_block_tokens=workload.hash_block_tokens,
         ignored=list(plan.ignored),
-        notes={
-            "workload": workload.source,
-            "operators": operators,
-            "step_time": model.coverage(),
-            **_spent(model),
-            "kv_capacity": plan.capacity.source,
-        },
+        notes={"workload": workload.source, **prepared.notes()},
     )
-
-
-def _spent(model: StepTimeModel) -> dict[str, Any]:
-    """Where the time of the forwards went, seconds summed over ranks, if the model tells."""
-    spent: dict[str, float] = getattr(model, "spent", dict)()
-    known = {name: float(f"{seconds:.6g}") for name, seconds in spent.items() if name}
-    return {"forward_s": known} if known else {}
 
 
 def summary(bundle: Bundle) -> str:
@@ -190,4 +174,6 @@ def summary(bundle: Bundle) -> str:
         "seconds"
     )
     tail = f"{steps['extrapolated']} of {steps['steps']} steps outside the fitted range"
+    if lost := bundle.manifest.notes.get("lost_leases"):
+        head += f"; {lost} requests lost their lease: their KV was freed before it had been taken"
     return "\n".join([head, *parts, tail, *(f"ignored: {i}" for i in bundle.manifest.ignored)])

@@ -17,7 +17,7 @@ from simulator.engine.layout import NONE, Shared
 from simulator.engine.layout import Request as Record
 from simulator.prefixes import Prefixes
 from simulator.scheduling.config import SchedulerConfig
-from simulator.scheduling.request import Request, Status
+from simulator.scheduling.request import Remote, Request, Status
 from traces.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
@@ -31,13 +31,19 @@ OUTCOMES = (
 class Demand:
     """``requests`` (a workload's table, by arrival) prepared for engines of ``config``.
 
-    ``records`` has a ``layout.Request`` for each. Raises ConfigError naming the request that
+    ``records`` has a ``layout.Request`` for each; ``remote`` says whose KV comes from or goes
+    to another engine (a ``Remote`` for each or for all). Raises ConfigError naming the request that
     can never run: longer than max_model_len or larger than the whole KV cache; and if hashes
     of ``hash_block_tokens`` cannot be mapped to the engine's block size.
     """
 
     def __init__(
-        self, requests: pa.Table, config: SchedulerConfig, hash_block_tokens: int | None = None
+        self,
+        requests: pa.Table,
+        config: SchedulerConfig,
+        hash_block_tokens: int | None = None,
+        *,
+        remote: Ints | Remote = Remote.NONE,
     ) -> None:
         self.table = requests
         self.config = config
@@ -55,6 +61,7 @@ class Demand:
         self.records = new_records(len(requests))
         self.records["arrival_ps"] = arrival_ps
         self.records["prompt"], self.records["max_tokens"] = prompts, outputs
+        self.records["remote"] = remote
         if config.scheduling_policy == "priority":
             self.records["rank"] = np.argsort(np.argsort(self._names.to_numpy(), kind="stable"))
             if "priority" in requests.column_names:
@@ -86,6 +93,7 @@ class Demand:
             hashes=[*shared, *own[: blocks - len(shared)]],
             shared=len(shared),
             groups=len(self.config.windows),
+            remote=Remote(int(record["remote"])),
         )
 
     def settle(self, request: Request) -> None:

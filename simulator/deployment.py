@@ -87,23 +87,46 @@ class Cluster(_Strict):
     replicas: int = Field(1, ge=1)
     hardware: str = "cpu"
     engine: Engine = Engine()
+    routing: str | None = None  # policy, if not that of the deployment
+    operators: str | None = None  # profile, if not that of the deployment
 
 
 class Link(_Strict):
-    """A connection between two clusters."""
+    """A connection between two clusters.
+
+    ``shared_by`` names the transfers that share its bandwidth: all between the clusters, or
+    those of a source replica, of a destination replica, or of a pair. A transfer takes
+    ``setup_us`` before its first byte, its bytes over the bandwidth (1 GB = 1e9 bytes), and
+    ``latency_us``. For KV between a prefill and a decode cluster: decode replicas pull when
+    prefill has finished and they have room, or prefill replicas push to blocks that are
+    reserved when the request arrives, ``layerwise`` while they compute. Blocks are kept for
+    ``lease_s``, longer only if the decode side renews it (vLLM's heartbeats).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     from_: str = Field(alias="from")
     to: str
     bandwidth_gb_s: float = Field(gt=0)
     latency_us: float = Field(0.0, ge=0)
+    setup_us: float = Field(0.0, ge=0)
     contention: Literal["fair", "fifo", "none"] = "fair"
+    shared_by: Literal["all", "source", "destination", "pair"] = "all"
+    transfer: Literal["pull", "push"] = "pull"
+    layerwise: bool = False
+    lease_s: float = Field(30.0, gt=0)
+    lease_renewal: bool = True
 
 
 class Routing(_Strict):
-    """How arrivals are spread over the replicas."""
+    """How requests are spread over the replicas.
+
+    ``proxy_us`` is the time from the answer of a prefill replica to the request to a decode
+    replica; with ``skip_decode`` a request for one token ends with the former.
+    """
 
     policy: str = "round_robin"
+    proxy_us: float = Field(0.0, ge=0)
+    skip_decode: bool = False
 
 
 class Pipeline(_Strict):

@@ -48,6 +48,10 @@ class LockStep:
         if not self._stepping:
             self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
 
+    def notify(self, request: Request, replica: int, at_ps: int) -> None:
+        """See ``Rank.notify``; a wave goes on while a rank waits for KV."""
+        self.ranks[replica - self.index].notify(request)
+
     def advance(self) -> None:
         """Process the event at ``next_ps``."""
         if self.ending:

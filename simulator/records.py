@@ -6,7 +6,7 @@ so that memory does not grow with time. Within a replica steps are in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Recorder:
         }
         if self._demand.config.lock_step_ranks > 1:
             columns["dummy"] = pa.array(log["dummy"].astype(bool))
-        return _in_order("steps", columns)
+        return in_order("steps", columns)
 
     def _rows_table(self, log: npt.NDArray[Any]) -> pa.Table:
         names = {"replica": "replica", "step": "step", "scheduled_tokens": "tokens",
@@ -81,7 +81,7 @@ class Recorder:
             "request_id": self._demand.table["request_id"].take(pa.array(log["request"])),
             **{name: pa.array(log[field].astype(np.int64)) for name, field in names.items()},
         }
-        return _in_order("step_requests", columns)
+        return in_order("step_requests", columns)
 
     def _cluster_column(self, rows: int) -> pa.Array:
         return pa.repeat(self._cluster, rows)
@@ -131,7 +131,8 @@ def seconds(values: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(values / PS_PER_S, mask=values < 0)
 
 
-def _in_order(table: str, columns: dict[str, pa.Array]) -> pa.Table:
+def in_order(table: str, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """Columns as the bundle's table so named."""
     names = [c.name for c in TABLES[table].columns if c.name in columns]
     schema = TABLES[table].arrow_schema(names)
     return pa.table({name: columns[name] for name in names}).cast(schema)
@@ -143,7 +144,6 @@ def requests_table(demand: Demand, cluster: str) -> pa.Table:
     Rows are ordered by the arrival that happened (closed-loop load moves it).
     """
     records = demand.records
-    names = pa.array([STATUS_NAMES.get(Status(i), "unfinished") for i in range(len(Status))])
     sent = records["replica"] >= 0
     columns = {
         "arrival_s": seconds(records["arrival_ps"]),
@@ -156,16 +156,27 @@ def requests_table(demand: Demand, cluster: str) -> pa.Table:
         "first_token_s": seconds(records["first_token_ps"]),
         "finished_s": seconds(records["finished_ps"]),
         "preemptions": pa.array(records["preemptions"]),
-        "status": pa.DictionaryArray.from_arrays(
-            pa.array(records["status"].astype(np.int8)), names
-        ).dictionary_decode(),
+        "status": statuses(records["status"]),
     }
-    table = demand.table
+    return with_columns(demand.table, columns)
+
+
+def statuses(numbers: npt.NDArray[np.int32]) -> pa.Array:
+    """Names of ``Status`` numbers, as a bundle has them."""
+    names = pa.array([STATUS_NAMES.get(Status(i), "unfinished") for i in range(len(Status))])
+    return pa.DictionaryArray.from_arrays(
+        pa.array(numbers.astype(np.int8)), names
+    ).dictionary_decode()
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """Requests with these columns, old or new, and by arrival again."""
     for name, values in columns.items():
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, values)
         else:
             table = table.append_column(name, values)
-    if (np.diff(records["arrival_ps"]) < 0).any():
-        table = table.take(pa.array(np.argsort(records["arrival_ps"], kind="stable")))
+    arrivals = table["arrival_s"].to_numpy()
+    if (np.diff(arrivals) < 0).any():
+        table = table.take(pa.array(np.argsort(arrivals, kind="stable")))
     return table

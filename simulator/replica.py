@@ -15,6 +15,9 @@ one; a decoding request is in one batch at a time, a prompt's chunks may be in s
     stage 0   |-1-||-2-|     |-3-|      3 waits for what 1 sampled: a bubble
     stage 1        |-1-||-2-|     |-3-|
 
+With nothing to run while requests wait for their KV, or for blocks kept for another engine,
+vLLM polls its connector; here the replica is dormant until it is notified.
+
 This is the plain form, around the reference scheduler; ``engine/advance.py`` is its equal.
 """
 
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 
 from simulator.clock import NEVER
 from simulator.scheduling.reference import Batch, Scheduler
-from simulator.scheduling.request import MAX_PREEMPTIONS, Request, Status
+from simulator.scheduling.request import MAX_PREEMPTIONS, Remote, Request, Status
 from simulator.step_time.base import StepTimeModel, StepTimes, draw_of, shape_of
 from traces.errors import ConfigError, InvariantError
 
@@ -55,7 +58,10 @@ class Rank:
     """A scheduler, its input queue and its steps in flight; it has no clock of its own.
 
     ``on_step(rank, step)`` is told when a step ends, ``on_finish(rank, request, now_ps)``
-    when a request does.
+    when a request does, ``on_load(rank, request, at_ps)`` when the load of its KV begins.
+
+    That is after the forward pass has been launched, which on the CPU platform is when it
+    has ended: ``loads_late``.
     """
 
     def __init__(
@@ -65,21 +71,26 @@ class Rank:
         frontend_ps: int,
         on_finish: Callable[[Rank, Request, int], None],
         on_step: Callable[[Rank, Step], None] | None = None,
+        on_load: Callable[[Rank, Request, int], None] | None = None,
+        *,
+        loads_late: bool = False,
     ) -> None:
         self.index = index
         self.scheduler = scheduler
         self.on_step = on_step
         self.on_finish = on_finish
+        self.on_load = on_load
         self.unfinished = 0
         self.steps = 0
         self.flight: deque[Step] = deque()
         self._frontend_ps = frontend_ps
         self._inbox: deque[tuple[int, Request]] = deque()
         self._empty_in_a_row = 0
+        self._loads_late = loads_late
 
     @property
     def waiting(self) -> int:
-        return len(self.scheduler.waiting)
+        return self.scheduler.waits
 
     @property
     def running(self) -> int:
@@ -109,6 +120,19 @@ class Rank:
             request.queued_ps = now
             self.scheduler.add(request)
 
+    def notify(self, request: Request) -> None:
+        """The KV of a request has come, or its kept blocks are needed no longer."""
+        if request.remote == Remote.KEPT:
+            self.scheduler.release(request)
+        else:
+            self.scheduler.loaded(request)
+
+    def is_stalled(self) -> bool:
+        """Whether nothing runs until another engine has given or taken KV."""
+        return (len(self.scheduler.holding) > 0 or self.scheduler.kept > 0) and not any(
+            step.batch.tokens for step in self.flight
+        )
+
     def plan(self, now: int) -> Batch:
         """The next step's batch; notes whom it runs for the first time."""
         scheduler = self.scheduler
@@ -124,13 +148,18 @@ class Rank:
         for row in batch.rows:
             if row.request.first_scheduled_ps < 0:
                 row.request.first_scheduled_ps = now
-        self._empty_in_a_row = 0 if batch.tokens else self._empty_in_a_row + 1
+        fine = batch.tokens or self.is_stalled()
+        self._empty_in_a_row = 0 if fine else self._empty_in_a_row + 1
         if self._empty_in_a_row > scheduler.config.max_concurrent_batches + 2:
             raise InvariantError(self._stuck(now))
         return batch
 
     def launch(self, batch: Batch, times: StepTimes, start: int, end: int, dummy: bool) -> None:
-        """A step is in flight."""
+        """A step is in flight; the loads it begins do so now or when it ends."""
+        for request in batch.loads:
+            assert self.on_load is not None
+            late = self._loads_late and (batch.tokens > 0 or dummy)
+            self.on_load(self, request, end if late else start + times.host)
         free = self.scheduler.kv.free_blocks
         forward = times.alone + times.hop * (len(self.scheduler.config.stage_layers) - 1)
         step = Step(batch, times, start, end, forward, self.running, self.waiting, free, dummy)
@@ -166,7 +195,7 @@ class Replica:
     """A rank, its step-time model and its clock.
 
     ``next_ps`` is the time of its next event, which ``advance`` processes; ``arrive`` brings
-    a request in between.
+    a request in between, ``notify`` what its KV connector reports.
     """
 
     def __init__(self, rank: Rank, model: StepTimeModel) -> None:
@@ -182,13 +211,20 @@ class Replica:
         self._stages = rank.scheduler.config.stage_layers
         self._stage_free_ps = [0] * len(self._stages)
         self._begun = 0  # steps with work, ended or in flight
+        self._dormant = False
 
     def arrive(self, request: Request, replica: int, at_ps: int) -> None:
         """A request was sent here."""
         rank = self._rank
         due = rank.receive(request, at_ps)
-        if not rank.flight and not rank.scheduler.has_requests:
+        if self._dormant or not (rank.flight or rank.scheduler.has_requests):
             self.next_ps = min(self.next_ps, max(due, self._host_free_ps))
+
+    def notify(self, request: Request, replica: int, at_ps: int) -> None:
+        """See ``Rank.notify``."""
+        self._rank.notify(request)
+        if self._dormant:
+            self.next_ps = min(self.next_ps, max(at_ps, self._host_free_ps))
 
     def advance(self) -> None:
         """Process the event at ``next_ps``."""
@@ -200,9 +236,13 @@ class Replica:
     def _wake(self, now: int) -> None:
         rank = self._rank
         rank.drain(now)
+        self._dormant = False
         if rank.scheduler.has_requests:
             ran = self._schedule(now)
-            if len(rank.flight) < self._depth and (ran or rank.scheduler.has_requests):
+            if rank.is_stalled():
+                rank.flight.clear()
+                self._dormant = True
+            elif len(rank.flight) < self._depth and (ran or rank.scheduler.has_requests):
                 self.next_ps = self._host_free_ps  # room for one more batch: go on at once
                 return
         if rank.flight:

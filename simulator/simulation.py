@@ -12,8 +12,8 @@ from collections.abc import Callable
 from simulator.arrivals import Arrivals
 from simulator.clock import NEVER
 from simulator.demand import Demand
-from simulator.fleet.base import MANY, Fleet
-from simulator.routing import create_router
+from simulator.fleet.base import Fleet
+from simulator.stage import Stage
 from traces.errors import InvariantError
 
 PROGRESS_EVERY = 512
@@ -35,7 +35,7 @@ class Simulation:
     ) -> None:
         self.demand = demand
         self.fleet = fleet
-        self.router = create_router(router, fleet.loads)
+        self.stage = Stage(demand, router, fleet)
         self.finished = 0
         self.stopped = False
         self._progress, self._report_at = progress, 0
@@ -46,7 +46,7 @@ class Simulation:
 
     def run(self, arrivals: Arrivals) -> None:
         """Run until every request is done; raises InvariantError on a deadlock."""
-        fleet, router = self.fleet, self.router
+        fleet = self.fleet
         while not self.stopped:
             at = arrivals.next_ps
             while fleet.next_ps < at <= arrivals.next_ps and not self.stopped:
@@ -55,27 +55,18 @@ class Simulation:
                 continue  # a finish released another
             if at == NEVER:
                 break
-            router.observe(at)
-            index = arrivals.pop()
-            fleet.arrive(index, router.choose(), at)
+            self.stage.arrive(arrivals.pop(), at)
         fleet.close()
         if self.finished < len(self.demand) and not self.stopped:
             left = len(self.demand) - self.finished
             raise InvariantError(f"deadlock: {left} requests left and no event; {fleet.describe()}")
 
+    def check(self) -> None:
+        """Raise InvariantError unless all KV blocks have come back."""
+        self.fleet.check()
+
     def _advance(self, limit_ps: int, arrivals: Arrivals) -> None:
-        """Process events before ``limit_ps``, as far as nobody looks in between."""
-        fleet, router = self.fleet, self.router
-        events, in_order = MANY, arrivals.coupled
-        if router.look_ps < limit_ps:
-            if fleet.next_ps >= router.look_ps:
-                router.observe(fleet.next_ps)
-            if fleet.next_ps >= router.look_ps:
-                events, in_order = 1, True  # nothing had changed: it looks at each event
-            else:
-                limit_ps = min(limit_ps, router.look_ps)
-        for finish in fleet.run(limit_ps, events=events, in_order=in_order):
-            router.finished(finish[1])
+        for finish in self.stage.run(limit_ps, in_order=arrivals.coupled):
             arrivals.finished(finish[2])
             self.finished += 1
         if self.finished >= self._report_at:

@@ -38,7 +38,7 @@ def merge(bundles: Sequence[Bundle], out: Path, command: Sequence[str] = ()) -> 
     _check_alike(parts)
     _check_ids(parts)
     shifts_s, clock, basis = common_clock(bundles)
-    moved = {b.path: _shifted(b, s) for b, s in zip(bundles, shifts_s, strict=True)}
+    moved = {b.path: shifted(b, s) for b, s in zip(bundles, shifts_s, strict=True)}
     clusters = Clusters()
     tables = _concatenated([clusters.add(b, moved[b.path]) for b in parts])
     notes = {
@@ -141,7 +141,7 @@ def _concatenated(parts: Sequence[dict[str, pa.Table]]) -> dict[str, pa.Table]:
     return {**tables, "requests": tables["requests"].take(order)}
 
 
-def _shifted(bundle: Bundle, shift_s: float) -> dict[str, pa.Table]:
+def shifted(bundle: Bundle, shift_s: float) -> dict[str, pa.Table]:
     """All tables of a bundle with their points in time moved by ``shift_s``."""
     return {name: _shifted_table(name, bundle.table(name), shift_s) for name in bundle.tables}
 

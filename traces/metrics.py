@@ -9,6 +9,15 @@ tpot   (e2e - ttft) / (output_tokens - 1)        finished requests with >= 2 out
 itl    gaps between successive tokens            pooled over requests
 queue  scheduled - start                         time before the first schedule (engine only)
 
+Where prefill and decode are apart, the parts of the way to the last token; the first token
+that the client gets is that of the first decode step:
+
+prefill        prefill_finished - scheduled
+transfer_wait  transfer_start - prefill_finished     the proxy, and the queue for KV blocks
+transfer       transfer_end - transfer_start
+decode_queue   decode_scheduled - transfer_end       the KV has come, the next step has not
+decode         finished - decode_scheduled
+
 ``start`` is ``arrival_s`` in an engine's bundle and ``sent_s`` in a client's, where it is
 what the client's stop-watch shows.
 """
@@ -44,7 +53,21 @@ METRICS: dict[str, MetricSpec] = {
         MetricSpec("itl", "ITL", "gaps between successive tokens of a request, pooled"),
         MetricSpec("e2e", "E2EL", "finished - start"),
         MetricSpec("queue", "Queue time", "scheduled - start"),
+        MetricSpec("prefill", "Prefill", "prefill_finished - scheduled"),
+        MetricSpec("transfer_wait", "Transfer wait", "transfer_start - prefill_finished"),
+        MetricSpec("transfer", "KV transfer", "transfer_end - transfer_start"),
+        MetricSpec("decode_queue", "Decode queue", "decode_scheduled - transfer_end"),
+        MetricSpec("decode", "Decode", "finished - decode_scheduled"),
     )
+}
+
+
+HANDOVER = {
+    "prefill": ("scheduled", "prefill_finished"),
+    "transfer_wait": ("prefill_finished", "transfer_start"),
+    "transfer": ("transfer_start", "transfer_end"),
+    "decode_queue": ("transfer_end", "decode_scheduled"),
+    "decode": ("decode_scheduled", "finished"),
 }
 
 
@@ -59,7 +82,7 @@ def column(requests: pa.Table, name: str) -> Floats:
 def request_metrics(bundle: Bundle) -> dict[str, Floats]:
     """Per-request metrics of a bundle, in seconds, NaN where a request has none.
 
-    Returns ``{"ttft", "tpot", "e2e", "queue"}``, each ``(n_requests,)`` in table order.
+    Returns all of ``METRICS`` but ``itl``, each ``(n_requests,)`` in table order.
     """
     requests = bundle.requests
     start = column(requests, "arrival_s")
@@ -79,6 +102,10 @@ def request_metrics(bundle: Bundle) -> dict[str, Floats]:
         "tpot": tpot,
         "e2e": e2e,
         "queue": column(requests, "scheduled_s") - start,
+        **{
+            name: column(requests, f"{end}_s") - column(requests, f"{begin}_s")
+            for name, (begin, end) in HANDOVER.items()
+        },
     }
 
 
@@ -88,7 +115,8 @@ def inter_token_latencies(bundle: Bundle) -> Floats:
     In the order of the tokens that end them, whichever request they belong to. From
     ``token_times_s`` in a client's bundle, else from the step ends of ``step_requests``;
     empty where the bundle recorded neither. A step that emits n tokens counts n - 1 zero
-    gaps, as a stream does that carries them in one chunk.
+    gaps, as a stream does that carries them in one chunk. Where prefill and decode are apart,
+    the token of the prefill side goes to nobody.
     """
     requests = bundle.requests
     if "token_times_s" in requests.column_names:
@@ -112,9 +140,18 @@ def _engine_gaps(bundle: Bundle) -> Floats:
     emitted = pc.fill_null(joined.column("emitted_tokens"), 0).to_numpy()
     ids = joined.column("request_id").combine_chunks().dictionary_encode()
     owner, end = ids.indices.to_numpy(), joined.column("end_s").to_numpy()
+    if "decode_replica" in bundle.requests.column_names:
+        emitted = np.where(end < _first_token_s(bundle, joined["request_id"]), 0, emitted)
     order = np.lexsort((end, owner))
     order = np.repeat(order, emitted[order])
     return _gaps(end[order], owner[order])
+
+
+def _first_token_s(bundle: Bundle, ids: pa.ChunkedArray) -> Floats:
+    """When the first token that its client gets left the engine, for each of ``ids``."""
+    requests = bundle.requests
+    row = pc.index_in(ids, value_set=requests["request_id"].combine_chunks())
+    return column(pa.table({"s": requests["first_token_s"].combine_chunks().take(row)}), "s")
 
 
 def _gaps(times: Floats, owner: npt.NDArray[np.integer]) -> Floats:

@@ -28,27 +28,12 @@ class Metric:
     per: str
 
 
-CHAIN = {
-    # name: (label, from, to)
-    "prefill": ("Prefill", "scheduled_s", "prefill_finished_s"),
-    "transfer_wait": ("Transfer wait", "prefill_finished_s", "transfer_start_s"),
-    "transfer": ("KV transfer", "transfer_start_s", "transfer_end_s"),
-    "decode_queue": ("Decode queue", "transfer_end_s", "decode_scheduled_s"),
-    "decode": ("Decode", "decode_scheduled_s", "finished_s"),
-}
 COMPARED: dict[str, Metric] = {
     m.name: m
     for m in (
         *(
             Metric(m.name, m.label, "s", m.formula, "token" if m.name == "itl" else "request")
             for m in METRICS.values()
-        ),
-        *(
-            Metric(
-                name, label, "s", f"{late.removesuffix('_s')} - {early.removesuffix('_s')}",
-                "request",
-            )
-            for name, (label, early, late) in CHAIN.items()
         ),
         Metric("step_time", "Step time", "s", "end - start of steps that ran tokens", "step"),
         Metric("batch_size", "Batch size", "requests", "requests running in a step", "step"),

@@ -6,7 +6,8 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from traces.bundle import Bundle
-from validation.compared import CHAIN, COMPARED, family_of, in_order
+from traces.metrics import HANDOVER
+from validation.compared import COMPARED, family_of, in_order
 from validation.comparison import Comparison
 from validation.pairing import Pairing, Side
 
@@ -53,13 +54,13 @@ def metric_coverage(
     reasons = {}
     known = {*measured, *simulated}
     families = {family_of(name) for name in known}
-    for name in in_order({*known, *(n for n in COMPARED if n not in families | CHAIN.keys())}):
+    for name in in_order({*known, *(n for n in COMPARED if n not in families | HANDOVER.keys())}):
         here, there = name in measured, name in simulated
         if here != there:
             reasons[name] = f"only in {'measured' if here else 'simulated'}"
-        elif not here:
+        elif not here and name not in HANDOVER:
             reasons[name] = "recorded in neither"
-        elif name not in compared:
+        elif here and name not in compared:
             reasons[name] = "no compared request has it in both"
     return reasons
 

@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 
 from traces.bundle import Bundle
 from traces.metrics import Floats, column, inter_token_latencies, request_metrics
-from validation.compared import CHAIN, OF_STEPS, in_order
+from validation.compared import OF_STEPS, in_order
 from validation.pairing import Rows
 
 _REQUEST_COLUMNS = (
     "request_id", "arrival_s", "sent_s", "output_tokens", "scheduled_s", "first_token_s",
     "finished_s", "status", "token_times_s", "prefill_finished_s", "transfer_start_s",
-    "transfer_end_s", "decode_scheduled_s",
+    "transfer_end_s", "decode_scheduled_s", "decode_replica",
 )  # fmt: skip
 
 Bools = npt.NDArray[np.bool_]
@@ -67,8 +67,6 @@ class View:
         """
         requests = self.bundle.requests
         found = request_metrics(self.bundle)
-        for name, (_, early, late) in CHAIN.items():
-            found[name] = column(requests, late) - column(requests, early)
         found["itl"] = inter_token_latencies(self.bundle)
         found |= {name: values for name, (_, values) in self.of_steps.items()}
         found |= self._stages()

@@ -7,13 +7,23 @@ from simulator.engine.layout import (
     DRAWS_APART,
     Replica,
     World,
+    begun_of,
     model_of,
     shape_of,
     slot_of,
     stage_of,
 )  # fmt: skip
+from simulator.engine.schedule import notify
 from simulator.engine.times import predict
-from simulator.engine.turn import drain, end_batch, inbox_ps, plan_batch
+from simulator.engine.turn import drain, end_batch, inbox_ps, is_stalled, plan_batch
+
+
+@compiled
+def tell(w: World, s: Replica, i: int, at_ps: int) -> None:
+    """What the KV connector reports of a request."""
+    notify(w, s, i)
+    if s.dormant:
+        s.next_ps = min(s.next_ps, max(at_ps, s.host_free_ps))
 
 
 @compiled
@@ -28,9 +38,13 @@ def advance(w: World, s: Replica) -> None:
 @compiled
 def _wake(w: World, s: Replica, now: int) -> None:
     drain(w, s, now)
+    s.dormant = 0
     if s.running or s.waiting:
         ran = _begin_step(w, s, now)
-        if s.flight < w.depth and (ran or s.running or s.waiting):
+        if is_stalled(w, s):
+            s.flight = 0
+            s.dormant = 1
+        elif s.flight < w.depth and (ran or s.running or s.waiting):
             s.next_ps = s.host_free_ps  # room for one more batch: go on at once
             return
     if s.flight:
@@ -43,6 +57,7 @@ def _wake(w: World, s: Replica, now: int) -> None:
 @compiled
 def _begin_step(w: World, s: Replica, now: int) -> bool:
     """Plan a step and put it in time; False if it has no token."""
+    begun = w.begun
     step = slot_of(s, plan_batch(w, s, now))
     step.start_ps = now
     step.forward_ps = step.gap_ps = host = head = hop = 0
@@ -60,14 +75,16 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         s.host_free_ps = now + host
         step.end_ps = _through_stages(w, s, step.forward_ps, head, hop)
         step.forward_ps += head + (w.stages - 1) * hop
-        return step.tokens > 0
-    step.forward_ps += head
-    if w.depth == 1:
-        step.end_ps = now + host + step.forward_ps
     else:
-        s.host_free_ps = now + host
-        s.device_free_ps = max(s.host_free_ps, s.device_free_ps) + step.forward_ps
-        step.end_ps = s.device_free_ps
+        step.forward_ps += head
+        step.end_ps = now + host + step.forward_ps
+        if w.depth > 1:
+            s.host_free_ps = now + host
+            s.device_free_ps = max(s.host_free_ps, s.device_free_ps) + step.forward_ps
+            step.end_ps = s.device_free_ps
+    for k in range(begun, w.begun):
+        late = w.loads_late and step.tokens
+        begun_of(w, k).at_ps = step.end_ps if late else now + host
     return step.tokens > 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from simulator.engine.advance import tell
 from simulator.engine.layout import model_at, pipeline_at, replica_of, winner_of, world_at
 from simulator.engine.pipeline import last_end_of
 from simulator.engine.quiet import settle
 from simulator.engine.run import play, run_to
-from simulator.engine.schedule import abort, add, schedule, update
+from simulator.engine.schedule import abort, add, notify, schedule, update
 from simulator.engine.times import predict
 from simulator.engine.turn import send
 
@@ -25,6 +26,14 @@ def arrive(world: int, e: int, i: int, at_ps: int) -> int:
     """Request ``i`` is sent to replica ``e``; returns the time of the next event of all."""
     w = world_at(world)
     send(w, replica_of(w, e), i, at_ps)
+    play(w, e - e % w.ranks)
+    return replica_of(w, winner_of(w, 1).value).next_ps
+
+
+def report(world: int, e: int, i: int, at_ps: int) -> int:
+    """The KV connector of replica ``e`` reports request ``i``; returns as ``arrive`` does."""
+    w = world_at(world)
+    tell(w, replica_of(w, e), i, at_ps)
     play(w, e - e % w.ranks)
     return replica_of(w, winner_of(w, 1).value).next_ps
 
@@ -59,6 +68,12 @@ def end_step(world: int, now_ps: int) -> None:
     """The only replica's oldest step ended."""
     w = world_at(world)
     update(w, replica_of(w, 0), now_ps)
+
+
+def notify_request(world: int, i: int) -> None:
+    """The KV of request ``i`` has come to, or been taken from, the only replica."""
+    w = world_at(world)
+    notify(w, replica_of(w, 0), i)
 
 
 def abort_request(world: int, i: int) -> None:

@@ -9,6 +9,9 @@ the free queue,
 
 is a number of blanks and a ring of places, each holding a shared block, or ``~request`` for
 the blocks that request left behind, or ``GONE``. Full attention only (one group).
+
+A producer may preempt a request whose last known token is just being computed; the block
+that it fills is then cached, but no hit may reach to the last token. It stays as ``ORPHAN``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from simulator.engine.layout import (
 )  # fmt: skip
 
 GONE = -(1 << 31)
+ORPHAN = GONE + 1
 
 
 @compiled
@@ -49,8 +53,11 @@ def longest_hit(w: World, s: Replica, r: Request) -> int:
 
 
 @compiled
-def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
-    """Give a waiting request its ``hit`` blocks and blocks for ``new`` tokens, or refuse."""
+def admit(w: World, s: Replica, i: int, new: int, hit: int, spare: int) -> bool:
+    """Give a waiting request its ``hit`` blocks and blocks for ``new`` tokens, or refuse.
+
+    ``spare`` blocks must be left over.
+    """
     r = request_of(w, i)
     tokens = r.prompt + r.output
     slots = -(-(hit * w.block_size + new) // w.block_size)
@@ -61,10 +68,10 @@ def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
     for j in range(shared):
         block = holder_of(s, shared_of(r, j).code).value
         idle += block_of(s, block).references == 0
-    wanted = whole - hit + idle
+    besides = idle - hit
     if s.running > 0:
-        wanted += w.watermark_blocks
-    if wanted > s.free_blocks:
+        besides += w.watermark_blocks
+    if max(whole, slots + spare) + besides > s.free_blocks:
         return False
     for j in range(shared):
         block = holder_of(s, shared_of(r, j).code).value
@@ -73,17 +80,23 @@ def admit(w: World, s: Replica, i: int, new: int, hit: int) -> bool:
         block_of(s, block).references += 1
         shared_of(r, j).block = block
     if own:
-        if r.left != own:
+        if r.left != own and not (w.drops_stale and r.left == own + 1):
             w.error = CORRUPT
-        place_of(s, r.left_at).value = GONE
+        place_of(s, r.left_at).value = GONE if r.left == own else ORPHAN
         r.left = 0
     s.free_blocks -= idle
     r.hit = shared
     r.cached = hit
     take(w, s, slots - hit)
     r.held = slots
-    cache(w, s, r, hit * w.block_size + new)
     return True
+
+
+@compiled
+def missing(w: World, r: Request) -> int:
+    """Blocks that a request of which some tokens run still needs for all of them."""
+    tokens = min(r.prompt + r.output, w.max_model_len)
+    return max(0, -(-tokens // w.block_size) - r.held)
 
 
 @compiled
@@ -146,6 +159,8 @@ def take(w: World, s: Replica, count: int) -> None:
         if key >= 0:
             _forget(s, key)
             count -= 1
+        elif key == ORPHAN:
+            count -= 1
         elif key != GONE:
             r = request_of(w, ~key)
             if r.left > count:
@@ -181,7 +196,7 @@ def _close_ranks(w: World, s: Replica) -> None:
         place_of(s, place).value = key
         if key >= 0:
             block_of(s, key).place = place
-        else:
+        elif key != ORPHAN:
             request_of(w, ~key).left_at = place
         end += 1
     s.queue_end = end

@@ -37,6 +37,9 @@ class Request(Record):
     placeholders: small
     in_flight: small
     stale: small
+    remote: small
+    prefilling: small
+    fence: small  # its blocks are free when this many steps of its replica have ended
     preemptions: small
     cached_tokens: small
     held: small  # KV blocks
@@ -83,6 +86,15 @@ class Finish(Record):
     request: int
     replica: int
     at_ps: int
+
+
+class Load(Record):
+    """A request whose blocks are reserved, ``blocks`` of them for KV that is to come."""
+
+    request: int
+    replica: int
+    at_ps: int
+    blocks: int
 
 
 class Row(Record):
@@ -146,9 +158,18 @@ class Replica(Record):
     empty: int  # steps without a token in a row
     flight: int  # steps in flight, of which the oldest is in slot ``first_slot``
     first_slot: int
+    dormant: int  # nothing to run until it is notified or a request arrives
     # scheduler
     running: int
-    waiting: int
+    waiting: int  # of them
+    holding: int  # hold blocks as their KV comes or came, and stand first in the queue,
+    holding_last: int  # up to this one;
+    loaded: int  # of some it came
+    kept: int  # finished requests that hold their blocks
+    scheduled_steps: int  # with tokens
+    ended_steps: int
+    deferred_first: int  # aborted requests whose blocks a step in flight may write
+    deferred_last: int
     waiting_first: int
     waiting_last: int
     blocked: int  # the first in the queue wants more blocks than there are
@@ -296,6 +317,7 @@ class World(Record):
     winners_at: int
     model_at: int
     finished_at: int
+    begun_at: int
     steps_at: int
     rows_at: int
     # settings
@@ -320,11 +342,15 @@ class World(Record):
     frontend_ps: int
     ranks: int  # that step together
     sync_interval: int
+    drops_stale: int
+    defers_frees: int
+    loads_late: int
     # room for, and number of, what is logged
     finished_room: int
     steps_room: int
     rows_room: int
     finished: int
+    begun: int
     steps: int
     rows: int
     error: int
@@ -337,6 +363,7 @@ replica_of = of(World, "replicas_at", Replica)
 winner_of = of(World, "winners_at", Number)
 model_of = of(World, "model_at", Model)
 finished_of = of(World, "finished_at", Finish)
+begun_of = of(World, "begun_at", Load)
 logged_step = of(World, "steps_at", Step)
 logged_row = of(World, "rows_at", Row)
 seat_of = of(Replica, "running_at", Number)

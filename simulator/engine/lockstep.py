@@ -12,6 +12,7 @@ from simulator.engine.layout import (
     Shape,
     Step,
     World,
+    begun_of,
     model_of,
     own_shape_of,
     replica_of,
@@ -46,7 +47,7 @@ def _wake(w: World, first: Replica, now: int) -> None:
 @compiled
 def _begin_step(w: World, first: Replica, now: int) -> None:
     """Every rank plans a step, or runs a dummy one; the slowest sets the time of all."""
-    m = model_of(w, 0)
+    m, begun = model_of(w, 0), w.begun
     home = m.shape_at
     slot = (first.first_slot + first.flight) % w.slots
     total = most = 0
@@ -88,6 +89,8 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         step.end_ps = end
         step.forward_ps = forward
         step.gap_ps = gap
+    for k in range(begun, w.begun):
+        begun_of(w, k).at_ps = end if w.loads_late else now + host
 
 
 @compiled

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.clock import NEVER
-from simulator.engine.kv import GONE
+from simulator.engine.kv import ORPHAN
 from simulator.engine.layout import (
     NONE,
     Block,
     Finish,
+    Load,
     Number,
     Replica,
     Row,
@@ -40,7 +41,7 @@ class Memory:
 
     def __init__(
         self, config: SchedulerConfig, replicas: int, *, contents: int, model: int = 0,
-        frontend_ps: int = 0,
+        frontend_ps: int = 0, loads_late: bool = False,
     ) -> None:  # fmt: skip
         self._kept: dict[str, Records] = {}
         self.world = np.zeros(1, World.dtype)
@@ -55,10 +56,14 @@ class Memory:
         room = FINISHED_ROOM + config.max_num_seqs * config.lock_step_ranks
         self.finished = np.zeros(room, Finish.dtype)
         self.shapes = np.zeros((replicas, 1), Shape.dtype)
+        # a load takes a block at least
+        loads = config.num_gpu_blocks * config.lock_step_ranks if config.kv_role else 0
+        self.begun = np.zeros(loads, Load.dtype)
         self._lay_out_replicas(config, contents)
         self.steps["rows_at"] = _addresses(self.rows)
         self.steps["preempted_at"] = _addresses(self.preempted)
         self._set_up_world(config, model, frontend_ps)
+        self.world["loads_late"] = loads_late
         self.address: int = self.world.ctypes.data
 
     def point(self, field: str, array: Records, room: str = "") -> None:
@@ -86,8 +91,8 @@ class Memory:
         state = self.replicas[replica]
         places = np.arange(state["queue_first"], state["queue_end"]) % self.places
         queue = self._kept["queue_at"][replica, places]["value"]
-        left = requests["left"][~queue[(queue < 0) & (queue != GONE)]]
-        cached = int((queue >= 0).sum()) + int(left.sum())
+        left = requests["left"][~queue[(queue > ORPHAN) & (queue < 0)]]
+        cached = int(((queue >= 0) | (queue == ORPHAN)).sum() + left.sum())
         own = int((requests["held"] - requests["hit"]).sum())
         shared = int((self._kept["blocks_at"][replica]["references"] > 0).sum())
         free = int(state["blanks"]) + cached
@@ -117,7 +122,10 @@ class Memory:
         replicas["stages_at"] = _addresses(self.stages)
         replicas["index"] = np.arange(count)
         replicas["next_ps"] = NEVER
-        for name in ("inbox_first", "inbox_last", "waiting_first", "waiting_last"):
+        for name in (
+            "inbox_first", "inbox_last", "waiting_first", "waiting_last", "holding_last",
+            "deferred_first", "deferred_last",
+        ):  # fmt: skip
             replicas[name] = NONE
         replicas["free_blocks"] = replicas["blanks"] = blocks - 1
         replicas["blocks_used"] = 1  # the null block
@@ -131,6 +139,7 @@ class Memory:
         self.point("winners_at", winners)
         self.point("replicas_at", self.replicas)
         self.point("finished_at", self.finished, "finished_room")
+        self.point("begun_at", self.begun)
         settings = {
             "model_at": model,
             "leaves": leaves,
@@ -154,6 +163,8 @@ class Memory:
             "frontend_ps": frontend_ps,
             "ranks": config.lock_step_ranks,
             "sync_interval": config.dp_sync_interval,
+            "drops_stale": config.drops_stale_tokens,
+            "defers_frees": config.defers_frees,
         }
         for name, value in settings.items():
             self.world[name] = value

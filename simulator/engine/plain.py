@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from simulator.engine.build import compiled
-from simulator.engine.kv import admit, cache, extend, free, longest_hit
+from simulator.engine.kv import admit, cache, extend, free, longest_hit, missing
 from simulator.engine.layout import (
+    NONE,
     Replica,
     Shape,
     Step,
     World,
+    begun_of,
     finished_of,
     model_of,
     preempted_of,
@@ -17,10 +19,11 @@ from simulator.engine.layout import (
     seat_of,
     shape_of,
 )  # fmt: skip
-from simulator.engine.queue import dequeue, enqueue
-from simulator.scheduling.request import Status
+from simulator.engine.queue import dequeue, enqueue, hold
+from simulator.scheduling.request import Remote, Status
 
 RUNNING, PREEMPTED, FINISHED = int(Status.RUNNING), int(Status.PREEMPTED), int(Status.FINISHED)
+LOCAL, TO_LOAD, LOADING, LOADED, TO_KEEP, KEPT = (int(remote) for remote in Remote)
 
 
 @compiled
@@ -58,6 +61,8 @@ def _schedule_running(w: World, s: Replica, step: Step, threshold: int) -> None:
             continue
         while not extend(w, s, r, tokens):
             at = _victim(w, s)
+            if w.defers_frees and request_of(w, seat_of(s, at).value).in_flight:
+                return  # its blocks would not be free now
             index -= at < index
             victim = seat_of(s, at).value
             _withdraw(step, victim)
@@ -117,7 +122,7 @@ def _preempt(w: World, s: Replica, step: Step, at: int) -> None:
     free(w, s, i)
     r = request_of(w, i)
     r.status = PREEMPTED
-    r.computed = r.placeholders = 0
+    r.computed = r.placeholders = r.prefilling = 0
     r.stale = r.in_flight
     r.preemptions += 1
     enqueue(w, s, i, True)
@@ -128,17 +133,78 @@ def _preempt(w: World, s: Replica, step: Step, at: int) -> None:
 @compiled
 def _schedule_waiting(w: World, s: Replica, step: Step, threshold: int) -> None:
     skipped = 0  # they stand in the list of the preempted, of whom there are none
-    while s.waiting and step.tokens < w.max_batched_tokens and s.running < w.max_seqs:
-        i = s.waiting_first
-        if request_of(w, i).stale:  # tokens sampled before its preemption are on their way
+    i = s.waiting_first
+    if s.holding and not s.loaded:
+        i = request_of(w, s.holding_last).next
+    while i != NONE and step.tokens < w.max_batched_tokens and s.running < w.max_seqs:
+        r = request_of(w, i)
+        after = r.next
+        if r.remote == LOADING:
+            pass
+        elif r.stale and not w.drops_stale:  # tokens sampled before its preemption are coming
             dequeue(w, s, i)
             preempted_of(step, skipped).value = i
             skipped += 1
+        elif r.remote == TO_LOAD:
+            if not _begin_load(w, s, i):
+                break
+        elif r.remote == LOADED:
+            if not _resume(w, s, step, i):
+                break
         elif not _admit(w, s, step, i, threshold):
             s.blocked = s.blocked and not skipped
             break
+        i = after
     for k in range(skipped - 1, -1, -1):
         enqueue(w, s, preempted_of(step, k).value, True)
+
+
+@compiled
+def _begin_load(w: World, s: Replica, i: int) -> bool:
+    """Reserve blocks for a prompt whose KV another engine has."""
+    r = request_of(w, i)
+    hit = longest_hit(w, s, r)
+    spare = 0
+    for at in range(s.running):
+        other = request_of(w, seat_of(s, at).value)
+        if other.prefilling:
+            spare += missing(w, other)
+    if not admit(w, s, i, r.prompt + r.output - hit * w.block_size, hit, spare):
+        s.blocked = spare == 0
+        return False
+    hold(w, s, i)
+    r.computed = r.prompt + r.output
+    r.remote = LOADING
+    if r.cached_tokens < 0:
+        r.cached_tokens = hit * w.block_size
+    load = begun_of(w, w.begun)
+    load.request = i
+    load.replica = s.index
+    load.blocks = r.held - r.cached
+    w.begun += 1
+    return True
+
+
+@compiled
+def _resume(w: World, s: Replica, step: Step, i: int) -> bool:
+    """Run a request whose KV has come; its last token is computed again, for its logits."""
+    r = request_of(w, i)
+    if r.computed == r.prompt + r.output:
+        cache(w, s, r, r.computed)
+        r.computed -= 1
+    wanted = missing(w, r)
+    if s.running > 0:
+        wanted += w.watermark_blocks
+    if wanted > s.free_blocks or not extend(w, s, r, 1):
+        return False
+    s.loaded -= 1
+    dequeue(w, s, i)
+    r.remote = LOCAL
+    seat_of(s, s.running).value = i
+    s.running += 1
+    r.status = RUNNING
+    _add_row(w, step, i, 1)
+    return True
 
 
 @compiled
@@ -154,10 +220,11 @@ def _admit(w: World, s: Replica, step: Step, i: int, threshold: int) -> bool:
         if not w.chunked_prefill:
             return False
         tokens = budget
-    if not admit(w, s, i, tokens, hit):
+    if not admit(w, s, i, tokens, hit, 0):
         # What it wants depends on the chunk, and so on the batch, unless all is reserved.
         s.blocked = w.reserve_full
         return False
+    cache(w, s, r, hit * w.block_size + tokens)
     dequeue(w, s, i)
     seat_of(s, s.running).value = i
     s.running += 1
@@ -165,6 +232,7 @@ def _admit(w: World, s: Replica, step: Step, i: int, threshold: int) -> bool:
     r.computed = hit * w.block_size
     if r.cached_tokens < 0:
         r.cached_tokens = r.computed
+    r.prefilling = r.computed + tokens < r.prompt + r.output
     _add_row(w, step, i, tokens)
     return True
 
@@ -184,6 +252,7 @@ def _advance(w: World, step: Step) -> None:
         r.computed += q
         r.in_flight += q
         row.emits = r.computed >= r.prompt + r.output + r.placeholders
+        r.prefilling = not row.emits
         if row.emits and w.asynchronous:
             r.placeholders += 1
         shape.sampled += row.emits
@@ -223,7 +292,7 @@ def hand_out(w: World, s: Replica, step: Step, now_ps: int) -> None:
         row.stale = r.stale > 0
         if row.stale:
             r.stale -= row.tokens
-        if r.status >= FINISHED or not row.emits:
+        if r.status >= FINISHED or not row.emits or (row.stale and w.drops_stale):
             continue
         r.output += 1
         if w.asynchronous:
@@ -245,7 +314,11 @@ def _finish(w: World, s: Replica, i: int, now_ps: int) -> None:
         dequeue(w, s, i)
     r.status = FINISHED
     r.finished_ps = now_ps
-    free(w, s, i)
+    if r.remote == TO_KEEP:
+        r.remote = KEPT
+        s.kept += 1
+    else:
+        free(w, s, i)
     s.unfinished -= 1
     s.blocked = 0
     finish = finished_of(w, w.finished)

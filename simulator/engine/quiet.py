@@ -34,7 +34,8 @@ def begin(w: World, s: Replica) -> bool:
     """Begin a stretch if the next step is one of nothing but decodes."""
     rows = s.running
     full = rows == w.max_seqs or rows == w.max_batched_tokens
-    admits = s.waiting and not full and (not s.blocked or w.long_prefill)
+    waits = s.waiting > s.holding and (not s.blocked or w.long_prefill)
+    admits = not full and (waits or s.loaded)
     if rows == 0 or rows > w.max_batched_tokens or admits or s.flight != w.depth - 1:
         return False
     if s.flight:  # asynchronously, the step in flight becomes the first of the stretch

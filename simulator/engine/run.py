@@ -16,7 +16,8 @@ from simulator.engine.lockstep import advance_together
 def run_to(w: World, limit_ps: int, events: int, in_order: bool) -> int:
     """Process events before ``limit_ps``, ``events`` at most; returns the time of the next.
 
-    In order means by time over all replicas, stopping when a request finishes; otherwise
+    In order means by time over all replicas, stopping when a request finishes or begins to
+    load its KV; otherwise
     each replica runs ahead to the limit. Stops too when a log is full, or on an error.
     """
     while True:
@@ -32,7 +33,8 @@ def run_to(w: World, limit_ps: int, events: int, in_order: bool) -> int:
                 break
         play(w, e)
         next_ps = replica_of(w, winner_of(w, 1).value).next_ps
-        if events == 0 or next_ps >= limit_ps or (in_order and w.finished) or _must_stop(w):
+        seen = in_order and (w.finished or w.begun)
+        if events == 0 or next_ps >= limit_ps or seen or _must_stop(w):
             return next_ps
 
 

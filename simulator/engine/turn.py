@@ -39,7 +39,7 @@ def send(w: World, s: Replica, i: int, at_ps: int) -> None:
     s.unfinished += 1
     first = replica_of(w, s.index - s.index % w.ranks)  # it keeps the clock
     busy = first.stepping if w.ranks > 1 else s.flight + s.running + s.waiting
-    if not busy:
+    if s.dormant or not busy:
         first.next_ps = min(first.next_ps, max(r.due_ps, first.host_free_ps))
 
 
@@ -81,10 +81,24 @@ def plan_batch(w: World, s: Replica, now: int) -> int:
             r = request_of(w, row_of(step, at).request)
             if r.first_scheduled_ps < 0:
                 r.first_scheduled_ps = now
-    s.empty = 0 if step.tokens else s.empty + 1
-    if s.empty > w.depth + 2:
-        _fail(w, s, STUCK, NONE)
+    if step.tokens:
+        s.empty = 0
+    elif not is_stalled(w, s):
+        s.empty += 1
+        if s.empty > w.depth + 2:
+            _fail(w, s, STUCK, NONE)
     return slot
+
+
+@compiled
+def is_stalled(w: World, s: Replica) -> bool:
+    """Whether nothing runs until another engine has given or taken KV."""
+    if s.holding == 0 and s.kept == 0:
+        return False
+    tokens = 0
+    for k in range(s.flight):
+        tokens += slot_of(s, (s.first_slot + k) % w.slots).tokens
+    return tokens == 0
 
 
 @compiled

@@ -12,12 +12,17 @@ from simulator.step_time.compiled import CompiledStepTime
 
 
 def make_fleet(
-    demand: Demand, replicas: int, model: StepTimeModel, recorder: Recorder | None = None
+    demand: Demand,
+    replicas: int,
+    model: StepTimeModel,
+    recorder: Recorder | None = None,
+    *,
+    loads_late: bool = False,
 ) -> CompiledFleet | PlainFleet:
     """Engines for ``demand``: compiled, but for what has no compiled form."""
     if demand.config.windows == (None,) and isinstance(model, CompiledStepTime):
-        return CompiledFleet(demand, replicas, model, recorder)
-    return PlainFleet(demand, replicas, model, recorder)
+        return CompiledFleet(demand, replicas, model, recorder, loads_late=loads_late)
+    return PlainFleet(demand, replicas, model, recorder, loads_late=loads_late)
 
 
 __all__ = ["CompiledFleet", "Finish", "Fleet", "PlainFleet", "make_fleet"]

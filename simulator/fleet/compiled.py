@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from simulator.clock import NEVER
 from simulator.demand import Demand
 from simulator.engine.build import load
-from simulator.engine.entries import arrive, run, settle_all
+from simulator.engine.entries import arrive, report, run, settle_all
 from simulator.engine.layout import (
     CORRUPT,
     OK,
@@ -16,13 +16,14 @@ from simulator.engine.layout import (
     World,
 )  # fmt: skip
 from simulator.engine.memory import Memory, ints_of, place_of
-from simulator.fleet.base import MANY, Finish
+from simulator.fleet.base import MANY, Finish, Load
 from simulator.records import Recorder
 from simulator.scheduling.request import MAX_PREEMPTIONS
 from simulator.step_time.compiled import CompiledStepTime
 from traces.errors import ConfigError, InvariantError
 
 FINISHED = place_of(World, "finished")
+BEGUN = place_of(World, "begun")
 ERROR = place_of(World, "error")
 
 
@@ -39,6 +40,8 @@ class CompiledFleet:
         replicas: int,
         model: CompiledStepTime,
         recorder: Recorder | None = None,
+        *,
+        loads_late: bool = False,
     ) -> None:
         self._demand = demand
         self._model = model  # owns memory
@@ -49,15 +52,17 @@ class CompiledFleet:
             contents=demand.prefixes.contents,
             model=model.address,
             frontend_ps=model.frontend_ps,
+            loads_late=loads_late,
         )
         self.memory.point("requests_at", demand.records)
         if recorder is not None:
             self.memory.point("steps_at", recorder.steps, "steps_room")
             self.memory.point("rows_at", recorder.rows, "rows_room")
         self.next_ps = NEVER
+        self.begun: Sequence[Load] = ()
         self.loads = [_Load(self.memory, e) for e in range(replicas)]
         self._world = ints_of(self.memory.world)
-        self._arrive, self._run = load(arrive), load(run)
+        self._arrive, self._report, self._run = load(arrive), load(report), load(run)
 
     def arrive(self, request: int, replica: int, at_ps: int) -> None:
         """See ``Fleet``."""
@@ -71,11 +76,19 @@ class CompiledFleet:
             raise self._error()
         if self._recorder is not None:
             self._flush(full=False)
+        self.begun = ()
+        if world[BEGUN]:
+            self.begun = [Load(*b) for b in self.memory.begun[: world[BEGUN]].tolist()]
+            world[BEGUN] = 0
         if not world[FINISHED]:
             return ()
         done: list[Finish] = self.memory.finished[: world[FINISHED]].tolist()
         world[FINISHED] = 0
         return done
+
+    def notify(self, request: int, replica: int, at_ps: int) -> None:
+        """See ``Fleet``."""
+        self.next_ps = self._report(self.memory.address, replica, request, at_ps)
 
     def close(self) -> None:
         """See ``Fleet``."""

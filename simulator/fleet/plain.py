@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from simulator.clock import NEVER, STEP_END, WAKE
 from simulator.demand import Demand
-from simulator.fleet.base import MANY, Finish
+from simulator.fleet.base import MANY, Finish, Load
 from simulator.lockstep import LockStep
 from simulator.records import Recorder
 from simulator.replica import Rank, Replica, Step
 from simulator.scheduling.reference import Scheduler
-from simulator.scheduling.request import Request
+from simulator.scheduling.request import Remote, Request
 from simulator.step_time.base import StepTimeModel
 
 
@@ -25,13 +25,23 @@ class PlainFleet:
         replicas: int,
         model: StepTimeModel,
         recorder: Recorder | None = None,
+        *,
+        loads_late: bool = False,
     ) -> None:
         self._demand = demand
         self._recorder = recorder
         self._logged_steps = self._logged_rows = 0
         on_step = None if recorder is None else self._log
         self.replicas = [
-            Rank(i, Scheduler(demand.config), model.frontend_ps, self._finish, on_step)
+            Rank(
+                i,
+                Scheduler(demand.config),
+                model.frontend_ps,
+                self._finish,
+                on_step,
+                self._load,
+                loads_late=loads_late,
+            )
             for i in range(replicas)
         ]
         self.loads = self.replicas
@@ -44,6 +54,7 @@ class PlainFleet:
         self.next_ps = NEVER
         self._heap: list[tuple[int, int, int]] = []  # (ps, kind, replica): an entry may be stale
         self._done: list[Finish] = []
+        self.begun: list[Load] = []
         self._present: dict[int, Request] = {}
 
     def arrive(self, request: int, replica: int, at_ps: int) -> None:
@@ -57,14 +68,26 @@ class PlainFleet:
 
     def run(self, limit_ps: int, *, events: int = MANY, in_order: bool = False) -> Sequence[Finish]:
         """See ``Fleet``."""
-        self._done = []
-        while self.next_ps < limit_ps and events and not (in_order and self._done):
+        self._done, self.begun = [], []
+        while self.next_ps < limit_ps and events:
+            if in_order and (self._done or self.begun):
+                break
             engine = self._engine_of[heapq.heappop(self._heap)[2]]
             engine.advance()
             events -= 1
             self._push(engine)
             self._find_next()
         return self._done
+
+    def notify(self, request: int, replica: int, at_ps: int) -> None:
+        """See ``Fleet``."""
+        made = self._present[request]
+        engine = self._engine_of[replica]
+        engine.notify(made, replica, at_ps)
+        if made.remote == Remote.NONE:
+            del self._present[request]
+        self._push(engine)
+        self._find_next()
 
     def close(self) -> None:
         """See ``Fleet``."""
@@ -103,8 +126,13 @@ class PlainFleet:
 
     def _finish(self, replica: Rank, request: Request, now_ps: int) -> None:
         self._demand.settle(request)
-        del self._present[request.index]
+        if request.remote != Remote.KEPT:
+            del self._present[request.index]
         self._done.append(Finish(request.index, replica.index, now_ps))
+
+    def _load(self, replica: Rank, request: Request, at_ps: int) -> None:
+        blocks = sum(map(len, request.blocks)) - sum(request.cached_blocks)
+        self.begun.append(Load(request.index, replica.index, at_ps, blocks))
 
     def _log(self, replica: Rank, step: Step) -> None:
         recorder, batch = self._recorder, step.batch

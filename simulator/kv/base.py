@@ -35,8 +35,20 @@ class KV(Protocol):
         *,
         reserve_full: bool,
         others_running: bool,
+        spare: int = 0,
+        delayed: bool = False,
     ) -> bool:
-        """Give a waiting request its hit and blocks for ``new`` tokens, or refuse."""
+        """Give a waiting request its hit and blocks for ``new`` tokens, or refuse.
+
+        ``spare`` blocks must be left over; ``delayed`` keeps the new ones out of the prefix
+        cache, as their KV has yet to come.
+        """
+
+    def missing(self, request: Request) -> int:
+        """Blocks that a request of which some tokens run still needs for all of them."""
+
+    def resume(self, request: Request, new: int, *, others_running: bool) -> bool:
+        """Give a waiting request that holds blocks those for ``new`` more tokens, or refuse."""
 
     def extend(self, request: Request, new: int) -> bool:
         """Give a running request blocks for ``new`` more tokens, or refuse."""

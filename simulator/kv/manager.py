@@ -97,12 +97,12 @@ class KVManager:
 
     def admit(
         self, request: Request, new: int, hit: Hit, hit_tokens: int, *, reserve_full: bool,
-        others_running: bool,
+        others_running: bool, spare: int = 0, delayed: bool = False,
     ) -> bool:  # fmt: skip
         """Give a waiting request its hit blocks and blocks for ``new`` tokens, or refuse.
 
         ``reserve_full``: the whole prompt must fit now, though only this chunk's blocks
-        are taken (``scheduler_reserve_full_isl``).
+        are taken (``scheduler_reserve_full_isl``). ``spare``, ``delayed``: see ``KV``.
         """
         watermark = self.watermark_blocks if others_running else 0
         free = self.pool.free_blocks
@@ -111,7 +111,7 @@ class KVManager:
             if self._needed(whole, hit, hit_tokens, capped=True) + watermark > free:
                 return False
         slots = min(hit_tokens + new, self.max_model_len)
-        if self._needed(slots, hit, hit_tokens) + watermark > free:
+        if self._needed(slots, hit, hit_tokens) + watermark > free - spare:
             return False
         skipped = [g.skipped_blocks(hit_tokens) for g in self.groups]
         for i, blocks in enumerate(hit):
@@ -120,8 +120,21 @@ class KVManager:
             request.blocks[i] = [NULL] * skipped[i] + kept
             request.cached_blocks[i] = len(request.blocks[i])
         self._allocate(request, slots)
-        self.cache(request, min(hit_tokens + new, request.tokens))
+        if not delayed:
+            self.cache(request, min(hit_tokens + new, request.tokens))
         return True
+
+    def missing(self, request: Request) -> int:
+        """See ``KV``."""
+        whole = ceil_div(min(request.tokens, self.max_model_len), self.block_size)
+        return sum(max(0, whole - len(blocks)) for blocks in request.blocks)
+
+    def resume(self, request: Request, new: int, *, others_running: bool) -> bool:
+        """See ``KV``."""
+        watermark = self.watermark_blocks if others_running else 0
+        if self.missing(request) + watermark > self.pool.free_blocks:
+            return False
+        return self.extend(request, new)
 
     def extend(self, request: Request, new: int) -> bool:
         """Give a running request blocks for ``new`` more tokens, or refuse."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from simulator.demand import Demand
 from simulator.routing.base import Load, Router
 from simulator.routing.least_loaded import LeastLoaded
+from simulator.routing.prefix_aware import PrefixAware
 from simulator.routing.round_robin import RoundRobin
 from simulator.routing.vllm_dp import VllmDP
 from traces.errors import ConfigError, nearest
 
-ROUTERS: dict[str, Callable[[Sequence[Load]], Router]] = {
-    "round_robin": RoundRobin,
-    "least_loaded": LeastLoaded,
-    "vllm_dp": VllmDP,
+ROUTERS: dict[str, Callable[[Sequence[Load], Demand], Router]] = {
+    "round_robin": lambda replicas, _: RoundRobin(replicas),
+    "least_loaded": lambda replicas, _: LeastLoaded(replicas),
+    "prefix_aware": PrefixAware,
+    "vllm_dp": lambda replicas, _: VllmDP(replicas),
 }
 
 
@@ -23,10 +26,10 @@ def check_router(name: str) -> None:
         raise ConfigError(f"routing.policy: unknown {name!r}{nearest(name, ROUTERS)}")
 
 
-def create_router(name: str, replicas: Sequence[Load]) -> Router:
-    """Return a router over ``replicas`` by name; raises ConfigError."""
+def create_router(name: str, replicas: Sequence[Load], demand: Demand) -> Router:
+    """Return a router of ``demand`` over ``replicas`` by name; raises ConfigError."""
     check_router(name)
-    return ROUTERS[name](replicas)
+    return ROUTERS[name](replicas, demand)
 
 
 __all__ = ["ROUTERS", "Load", "Router", "check_router", "create_router"]

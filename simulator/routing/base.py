@@ -38,8 +38,8 @@ class Router(Protocol):
     def observe(self, now_ps: int) -> None:
         """An event is about to happen at this time."""
 
-    def choose(self) -> int:
-        """Index of the replica that takes the arriving request."""
+    def choose(self, request: int = 0) -> int:
+        """Index of the replica that takes the arriving request, a row of the demand."""
 
-    def finished(self, replica: int) -> None:
+    def finished(self, replica: int, request: int = 0) -> None:
         """A request of that replica finished."""

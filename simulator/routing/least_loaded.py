@@ -25,7 +25,7 @@ class LeastLoaded:
     def observe(self, now_ps: int) -> None:
         pass
 
-    def choose(self) -> int:
+    def choose(self, request: int = 0) -> int:
         heap, counts = self._heap, self._counts
         while counts[heap[0][1]] != heap[0][0]:
             heapq.heappop(heap)
@@ -34,7 +34,7 @@ class LeastLoaded:
         heapq.heapreplace(heap, (counts[chosen], chosen))
         return chosen
 
-    def finished(self, replica: int) -> None:
+    def finished(self, replica: int, request: int = 0) -> None:
         self._counts[replica] -= 1
         heapq.heappush(self._heap, (self._counts[replica], replica))
         if len(self._heap) > 8 * len(self._counts):

@@ -20,10 +20,10 @@ class RoundRobin:
     def observe(self, now_ps: int) -> None:
         pass
 
-    def choose(self) -> int:
+    def choose(self, request: int = 0) -> int:
         chosen = self._next
         self._next = (chosen + 1) % self._replicas
         return chosen
 
-    def finished(self, replica: int) -> None:
+    def finished(self, replica: int, request: int = 0) -> None:
         pass

@@ -39,7 +39,7 @@ class VllmDP:
         self._snapshot = list(loads)
         self._sent_since = [0] * len(loads)
 
-    def choose(self) -> int:
+    def choose(self, request: int = 0) -> int:
         replicas = self._replicas
         best, best_score = 0, float("inf")
         for i in range(len(replicas)):
@@ -55,5 +55,5 @@ class VllmDP:
         self._start = (self._start + 1) % len(replicas)
         return best
 
-    def finished(self, replica: int) -> None:
+    def finished(self, replica: int, request: int = 0) -> None:
         pass

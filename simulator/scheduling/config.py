@@ -14,7 +14,8 @@ class SchedulerConfig:
     ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling; with a pipeline, whose
     stages hold ``stage_layers`` each, as many as it has stages, and synchronous. The schedulers of
     ``lock_step_ranks`` data-parallel ranks step together (``simulator/lockstep.py``), and agree
-    on going on every ``dp_sync_interval`` steps.
+    on going on every ``dp_sync_interval`` steps. ``kv_role`` is that of the engine's KV
+    connector: kv_producer, kv_consumer, kv_both, or empty without one.
     """
 
     num_gpu_blocks: int
@@ -34,8 +35,25 @@ class SchedulerConfig:
     stage_layers: tuple[int, ...] = (1,)
     lock_step_ranks: int = 1
     dp_sync_interval: int = 16
+    kv_role: str = ""
 
     @property
     def max_concurrent_batches(self) -> int:
         """Batches that may be scheduled but not finished."""
         return 2 if self.async_scheduling else len(self.stage_layers)
+
+    @property
+    def drops_stale_tokens(self) -> bool:
+        """Tokens in flight for a preempted request are thrown away (``requires_kv_delivery``).
+
+        A producer must not hand over blocks that the preemption freed.
+        """
+        return self.kv_role in ("kv_producer", "kv_both")
+
+    @property
+    def defers_frees(self) -> bool:
+        """No block is freed that a step in flight may write (``defer_block_free``).
+
+        A consumer's load into such a block would not be ordered after that write.
+        """
+        return self.async_scheduling and self.kv_role in ("kv_consumer", "kv_both")

@@ -17,6 +17,7 @@ from simulator.engine.entries import (
     abort_request,
     add_request,
     end_step,
+    notify_request,
     plan_step,
     settle_all,
 )  # fmt: skip
@@ -52,6 +53,7 @@ class FastScheduler(Scheduler):
         self.kv = _Blocks(self._replica, config.num_gpu_blocks)  # type: ignore[assignment]
         self._add, self._abort = load(add_request), load(abort_request)
         self._plan, self._end, self._settle = load(plan_step), load(end_step), load(settle_all)
+        self._notify = load(notify_request)
 
     @property
     def quiet_steps(self) -> int:
@@ -77,6 +79,11 @@ class FastScheduler(Scheduler):
         step = self._memory.steps[0, slot]
         lost = self._memory.preempted[0, slot, : step["preempted"]]["value"]
         batch = Batch(preempted=[self._requests[i] for i in lost], tokens=int(step["tokens"]))
+        begun = self._memory.world["begun"][0]
+        batch.loads = [self._requests[i] for i in self._memory.begun[:begun]["request"]]
+        self._memory.world["begun"] = 0
+        for request in batch.loads:
+            request.cached_tokens = int(self._records["cached_tokens"][request.index])
         self._look()
         if step["quiet"]:
             ahead = int(self._replica["scheduled"]) - 1
@@ -114,6 +121,16 @@ class FastScheduler(Scheduler):
         request.status = Status.ABORTED
         self._look()
 
+    def loaded(self, request: Request) -> None:
+        if not self._is_compiled:
+            super().loaded(request)
+            return
+        self._notify(self._memory.address, request.index)
+        self._look()
+
+    def release(self, request: Request) -> None:
+        self.loaded(request) if self._is_compiled else super().release(request)
+
     def check(self, requests: Iterable[Request]) -> None:
         """Raise InvariantError unless the KV blocks of all requests add up."""
         if not self._is_compiled:
@@ -138,6 +155,7 @@ class FastScheduler(Scheduler):
         record = self._records[i]
         record["prompt"], record["max_tokens"] = request.prompt, request.max_tokens
         record["priority"], record["arrival_ps"] = request.priority, request.arrival_ps
+        record["remote"] = int(request.remote)
         ranked = sorted(self._requests.values(), key=lambda r: (r.name, r.index))
         for rank, other in enumerate(ranked):
             self._records["rank"][other.index] = rank

@@ -8,6 +8,7 @@ then waiting ones until the budget, the seats or the KV blocks run out. Mirrors
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from simulator.kv.base import KV
 from simulator.kv.manager import KVManager
 from simulator.scheduling import create_policy
 from simulator.scheduling.config import SchedulerConfig
-from simulator.scheduling.request import Request, Status
+from simulator.scheduling.request import Remote, Request, Status
 
 
 @dataclass(slots=True)
@@ -31,10 +32,11 @@ class Row:
 
 @dataclass(slots=True)
 class Batch:
-    """What one step runs, and who lost its blocks to it."""
+    """What one step runs, who lost its blocks to it, and whose KV it begins to load."""
 
     rows: list[Row] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    loads: list[Request] = field(default_factory=list)
     tokens: int = 0
 
     def add(self, request: Request, tokens: int) -> None:
@@ -48,15 +50,20 @@ class Scheduler:
 
     ``schedule`` returns the batch of the next step, ``update`` applies the end of the
     oldest step in flight and returns the requests that got their first or last token.
+    With a KV connector, ``loaded`` and ``release`` say what it reports.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.policy = create_policy(config.scheduling_policy)
         self.waiting = self.policy.queue()
+        self.holding = self.policy.queue()  # they wait too, and hold blocks: KV comes or came
+        self.kept = 0  # requests that finished and hold their blocks for another engine
         self.running: list[Request] = []
         self.kv: KV = self._make_kv()
         self.capped_chunks = 0
+        self._scheduled = self._ended = 0  # steps with tokens
+        self._deferred: deque[tuple[int, Request]] = deque()  # (step, whose blocks it frees)
 
     def _make_kv(self) -> KV:
         config = self.config
@@ -77,7 +84,12 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self.running) or len(self.waiting) > 0
+        return bool(self.running) or self.waits > 0
+
+    @property
+    def waits(self) -> int:
+        """Requests that wait, those for their KV among them."""
+        return len(self.waiting) + len(self.holding)
 
     def schedule(self) -> Batch:
         """Decide the next step's batch and advance the progress of its requests."""
@@ -88,6 +100,7 @@ class Scheduler:
             self._schedule_waiting(batch, threshold)
         for row in batch.rows:
             self._advance(row)
+        self._scheduled += batch.tokens > 0
         return batch
 
     def update(self, batch: Batch) -> list[Request]:
@@ -96,6 +109,9 @@ class Scheduler:
         Returns the requests that got their first or last token.
         """
         events = []
+        self._ended += batch.tokens > 0
+        while self._deferred and self._deferred[0][0] <= self._ended:
+            self.kv.free(self._deferred.popleft()[1])
         for row in batch.rows:
             request = row.request
             request.in_flight -= row.tokens
@@ -103,6 +119,8 @@ class Scheduler:
             if row.stale:
                 request.stale -= row.tokens
             if request.status >= Status.FINISHED or not row.emits:
+                continue
+            if row.stale and self.config.drops_stale_tokens:
                 continue
             self._append_token(request, stale=row.stale)
             if request.output >= request.max_tokens:
@@ -117,9 +135,28 @@ class Scheduler:
         """The client went away."""
         if request.status == Status.RUNNING:
             self.running.remove(request)
+        elif request.remote in (Remote.LOADING, Remote.LOADED):
+            self.holding.remove(request)
         else:
             self.waiting.remove(request)
         request.status = Status.ABORTED
+        if request.remote == Remote.LOADING:
+            return  # into its blocks: they are free when the KV has come
+        if self.config.defers_frees and request.in_flight:
+            self._deferred.append((self._scheduled, request))
+        else:
+            self.kv.free(request)
+
+    def loaded(self, request: Request) -> None:
+        """The KV of a request has come (vLLM's ``finished_recving``)."""
+        request.remote = Remote.LOADED
+        if request.status == Status.ABORTED:
+            self.kv.free(request)
+
+    def release(self, request: Request) -> None:
+        """The blocks kept of a finished request are needed no longer (``finished_sending``)."""
+        request.remote = Remote.NONE
+        self.kept -= 1
         self.kv.free(request)
 
     def check(self, requests: Iterable[Request]) -> None:
@@ -129,7 +166,7 @@ class Scheduler:
     def _long_prefill_threshold(self) -> int:
         config = self.config
         threshold = config.long_prefill_token_threshold
-        present = len(self.running) + len(self.waiting)
+        present = len(self.running) + self.waits
         if present <= 1:  # alone there is nobody to starve
             return 0
         if threshold > 0 and config.long_prefill_token_threshold_adaptive:
@@ -160,6 +197,8 @@ class Scheduler:
                 continue
             while not self.kv.extend(request, tokens):
                 victim_index = self.policy.victim(running)
+                if config.defers_frees and running[victim_index].in_flight:
+                    return  # its blocks would not be free now
                 victim = running.pop(victim_index)
                 index -= victim_index < index
                 self._withdraw(batch, victim)
@@ -182,6 +221,7 @@ class Scheduler:
         request.status = Status.PREEMPTED
         request.computed = 0
         request.placeholders = 0
+        request.prefilling = False
         request.stale = request.in_flight
         request.preemptions += 1
         self.waiting.push_front(request)
@@ -189,20 +229,71 @@ class Scheduler:
     def _schedule_waiting(self, batch: Batch, threshold: int) -> None:
         config = self.config
         skipped: list[Request] = []
+        loading: list[Request] = []
         while (
             batch.tokens < config.max_num_batched_tokens
-            and len(self.waiting) > 0
+            and self.waits > 0
             and len(self.running) < config.max_num_seqs
         ):
-            request = self.waiting.peek()
-            if request.stale:
+            queue = self.holding if len(self.holding) else self.waiting
+            request = queue.peek()
+            if request.remote == Remote.LOADING:
+                loading.append(queue.pop())
+            elif request.stale and not config.drops_stale_tokens:
                 # Tokens sampled before its preemption are still on their way.
-                skipped.append(self.waiting.pop())
-                continue
-            if not self._admit(batch, request, threshold):
+                skipped.append(queue.pop())
+            elif request.remote == Remote.TO_LOAD:
+                if not self._begin_load(request):
+                    break
+                loading.append(queue.pop())
+                batch.loads.append(request)
+            elif request.remote == Remote.LOADED:
+                if not self._resume(batch, request):
+                    break
+            elif not self._admit(batch, request, threshold):
                 break
         for request in skipped[::-1]:
             self.waiting.push_front(request)
+        for request in loading[::-1]:
+            self.holding.push_front(request)
+
+    def _begin_load(self, request: Request) -> bool:
+        """Reserve blocks for a prompt whose KV another engine has: all at once, unlike chunks.
+
+        They must leave what the prefills under way still need, for a load that waits for
+        them could not be preempted.
+        """
+        hit, hit_tokens, request.boundary = self.kv.longest_hit(request)
+        if not self.kv.admit(
+            request,
+            request.tokens - hit_tokens,
+            hit,
+            hit_tokens,
+            reserve_full=self.config.scheduler_reserve_full_isl,
+            others_running=bool(self.running),
+            spare=sum(self.kv.missing(r) for r in self.running if r.prefilling),
+            delayed=True,
+        ):
+            return False
+        request.computed = request.tokens
+        request.remote = Remote.LOADING
+        if request.cached_tokens < 0:
+            request.cached_tokens = hit_tokens
+        return True
+
+    def _resume(self, batch: Batch, request: Request) -> bool:
+        """Run a request whose KV has come; its last token is computed again, for its logits."""
+        if request.computed == request.tokens:
+            self.kv.cache(request, request.computed)
+            request.computed -= 1
+        if not self.kv.resume(request, 1, others_running=bool(self.running)):
+            return False
+        self.holding.pop()
+        request.remote = Remote.NONE
+        self.running.append(request)
+        request.status = Status.RUNNING
+        batch.add(request, 1)
+        return True
 
     def _admit(self, batch: Batch, request: Request, threshold: int) -> bool:
         config = self.config
@@ -226,6 +317,7 @@ class Scheduler:
         request.computed = hit_tokens
         if request.cached_tokens < 0:
             request.cached_tokens = hit_tokens
+        request.prefilling = request.computed + tokens < request.tokens
         batch.add(request, tokens)
         return True
 
@@ -234,6 +326,7 @@ class Scheduler:
         request.computed += row.tokens
         request.in_flight += row.tokens
         row.emits = request.computed >= request.tokens + request.placeholders
+        request.prefilling = not row.emits
         if row.emits and self.config.async_scheduling:
             request.placeholders += 1
 
@@ -250,4 +343,8 @@ class Scheduler:
         if request.status == Status.PREEMPTED:
             self.waiting.remove(request)
         request.status = Status.FINISHED
-        self.kv.free(request)
+        if request.remote == Remote.TO_KEEP:
+            request.remote = Remote.KEPT
+            self.kept += 1
+        else:
+            self.kv.free(request)

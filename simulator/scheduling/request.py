@@ -18,6 +18,22 @@ class Status(IntEnum):
     ABORTED = 4
 
 
+class Remote(IntEnum):
+    """Where the KV of a request comes from or goes to, beside its own engine.
+
+    A consumer's request is ``TO_LOAD`` until its blocks are reserved, ``LOADING`` until the
+    KV has come and ``LOADED`` until it runs (vLLM's WAITING_FOR_REMOTE_KVS). A producer's is
+    ``TO_KEEP`` until it finishes, then ``KEPT``: its blocks outlive it until they are released.
+    """
+
+    NONE = 0
+    TO_LOAD = 1
+    LOADING = 2
+    LOADED = 3
+    TO_KEEP = 4
+    KEPT = 5
+
+
 class Request:
     """State of one request, after vLLM's ``v1.request.Request``.
 
@@ -29,8 +45,8 @@ class Request:
     __slots__ = (
         "arrival_ps", "blocks", "boundary", "cached_blocks", "cached_tokens", "computed",
         "finished_ps", "first_scheduled_ps", "first_token_ps", "hashes", "in_flight", "index",
-        "max_tokens", "name", "output", "placeholders", "preemptions", "priority",
-        "prompt", "queued_ps", "replica", "shared", "stale", "status",
+        "max_tokens", "name", "output", "placeholders", "preemptions", "prefilling", "priority",
+        "prompt", "queued_ps", "remote", "replica", "shared", "stale", "status",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +61,7 @@ class Request:
         hashes: Sequence[int] = (),
         shared: int | None = None,
         groups: int = 1,
+        remote: Remote = Remote.NONE,
     ) -> None:
         self.index = index
         self.name = name
@@ -61,6 +78,8 @@ class Request:
         self.in_flight = 0  # tokens scheduled in steps that have not ended
         self.stale = 0  # of these, tokens scheduled before a preemption
         self.preemptions = 0
+        self.prefilling = False  # scheduled, with tokens left that the steps so far do not run
+        self.remote = remote
         self.status = Status.WAITING
         self.blocks: list[list[int]] = [[] for _ in range(groups)]  # per KV group
         self.cached_blocks = [0] * groups  # of these, blocks already offered to the prefix cache

@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 from simulator.deployment import parse_deployment
 from simulator.model import ModelSpec, model_from_config
 from simulator.step_time.base import BatchShape
+from simulator.step_time.fit_link import fit_link, link_line
 from simulator.step_time.fitted import LAYOUT, RANGED, StepProfile
 from simulator.step_time.identify import undetermined
+from simulator.step_time.regression import fit_part, frontend_delay, weights_of
 from simulator.step_time.terms import HOST_TERMS, Term, forward_terms
 from traces.bundle import Bundle, bundle_hash
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
 WARM_UP = "warmup-"
-ROUNDS = 8
 RESAMPLES = 100
 BLOCK_STEPS = 50
 
@@ -47,12 +48,16 @@ class Samples:
     frontend_s: Floats  # (n_requests, 2): least and largest delay that agrees with the record
 
 
-def samples_of(bundle: Bundle) -> Samples:
-    """Read the steps of a capture. Raises TraceError if it recorded none."""
+def samples_of(bundle: Bundle, cluster: str | None = None) -> Samples:
+    """Read the steps of a capture, or of one of its clusters. Raises TraceError for none."""
     for table in ("steps", "step_requests"):
         if table not in bundle:
             raise TraceError(f"{bundle.path}: no {table}.parquet: steps cannot be fitted")
-    parts = [_replica_samples(bundle, replica) for replica in _replicas(bundle)]
+    parts = [
+        _replica_samples(bundle, *key) for key in _replicas(bundle) if cluster in (None, key[0])
+    ]
+    if not parts:
+        raise TraceError(f"{bundle.path}: no step of a cluster {cluster!r}")
     merged = {
         f.name: np.concatenate([getattr(p, f.name) for p in parts])
         for f in fields(Samples)
@@ -64,20 +69,23 @@ def samples_of(bundle: Bundle) -> Samples:
     return samples
 
 
-def _replicas(bundle: Bundle) -> list[int]:
-    replicas: list[int] = pc.unique(bundle.table("steps").column("replica")).sort().to_pylist()
-    return replicas
+def _replicas(bundle: Bundle) -> list[tuple[str, int]]:
+    keys = bundle.table("steps").select(["cluster", "replica"])
+    found = keys.group_by(["cluster", "replica"]).aggregate([]).to_pylist()
+    return sorted((row["cluster"], row["replica"]) for row in found)
 
 
-def _replica_samples(bundle: Bundle, replica: int) -> Samples:
+def _replica_samples(bundle: Bundle, cluster: str, replica: int) -> Samples:
     def mine(table: pa.Table) -> pa.Table:
-        return table.filter(pc.equal(table.column("replica"), replica))
+        here = pc.equal(table.column("cluster"), cluster)
+        return table.filter(pc.and_(here, pc.equal(table.column("replica"), replica)))
 
     steps, rows = mine(bundle.table("steps")), mine(bundle.table("step_requests"))
     requests = bundle.requests
     names = rows.column("request_id")
     where = pc.index_in(names, requests.column("request_id").combine_chunks())
-    queued = _column(requests, "queued_s")[where.to_numpy()]
+    decodes = cluster in _decode_clusters(bundle)
+    queued = _column(requests, "decode_queued_s" if decodes else "queued_s")[where.to_numpy()]
     number = steps.column("step").to_numpy()
     index = np.searchsorted(number, rows.column("step").to_numpy())
     shapes = shapes_of(rows, index, len(steps))
@@ -95,8 +103,14 @@ def _replica_samples(bundle: Bundle, replica: int) -> Samples:
     return Samples(
         [s for s, k in zip(shapes, keep, strict=True) if k],
         start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
-        _frontend_bounds(requests, start, end),
+        np.empty((0, 2)) if decodes else _frontend_bounds(requests, start, end),
     )  # fmt: skip
+
+
+def _decode_clusters(bundle: Bundle) -> list[str]:
+    """Clusters that get requests from another one, not from clients."""
+    clusters = bundle.manifest.deployment.get("clusters") or ()
+    return [str(c.get("name")) for c in clusters if c.get("role") == "decode"]
 
 
 def _parts(bundle: Bundle, steps: pa.Table, start: Floats, end: Floats) -> tuple[Floats, Floats]:
@@ -132,23 +146,6 @@ def _frontend_bounds(requests: pa.Table, start: Floats, end: Floats) -> Floats:
     largest = queued - arrival
     least = np.where(idle, largest, np.maximum(start[last] - arrival, 0.0))
     return np.stack([least, largest], axis=1)
-
-
-def frontend_delay(bounds: Floats) -> float | None:
-    """The delay with the smallest summed distance to all ``(least, largest)`` bounds, seconds.
-
-    The median, if bounds were exact; None without any.
-
-    >>> frontend_delay(np.array([[1.0, 1.0], [0.5, 9.0], [0.0, 1.5], [0.7, 3.0]]))
-    1.0
-    """
-    if not len(bounds):
-        return None
-    least, largest = np.sort(bounds[:, 0]), np.sort(bounds[:, 1])
-    points = np.unique(bounds)
-    beyond = np.searchsorted(largest, points, side="right")
-    below = len(bounds) - np.searchsorted(least, points, side="right")
-    return float(points[int(np.argmax(beyond >= below))])
 
 
 def shapes_of(rows: pa.Table, index: npt.NDArray[np.int64], steps: int) -> list[BatchShape]:
@@ -201,28 +198,16 @@ def design(shapes: Sequence[BatchShape], terms: dict[str, Term]) -> Floats:
     return np.array([[term(s) for term in terms.values()] for s in shapes], np.float64)
 
 
-def fit_part(matrix: Floats, seconds: Floats) -> Floats:
-    """Non-negative coefficients with weights 1 / prediction, ``(n_terms,)``, seconds a unit."""
-    from scipy.optimize import nnls
-
-    scale = np.maximum(matrix.max(axis=0), 1e-12)
-    predicted = np.full(len(seconds), max(float(seconds.mean()), 1e-9))
-    for _ in range(ROUNDS):
-        root = np.sqrt(_weights(predicted, seconds))
-        solution, _ = nnls(matrix / scale * root[:, None], seconds * root, maxiter=10_000)
-        predicted = (matrix / scale) @ solution
-    coefficients: Floats = solution / scale
-    return coefficients
-
-
 def fit_profile(
     bundles: Sequence[Bundle],
     *,
+    cluster: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> StepProfile:
-    """Fit one profile from captures of one engine.
+    """Fit one profile from captures of one engine, or of all in a cluster of that name.
 
-    Raises TraceError if they recorded no steps, or are of different models or engines.
+    From captures of a prefill and a decode cluster their link too. Raises TraceError if they
+    recorded no steps, or are of different models or engines.
     """
     first = bundles[0]
     model = _model_of(first)
@@ -232,7 +217,7 @@ def fit_profile(
         if other.manifest.engine_version != first.manifest.engine_version:
             raise TraceError(f"{other.path}: another engine version than {first.path}")
     progress("reading steps")
-    samples = [samples_of(b) for b in bundles]
+    samples = [samples_of(b, cluster) for b in bundles]
     forward, host = forward_terms(model.moe), HOST_TERMS
     progress("fitting forward, host and gap")
     parts = {
@@ -242,23 +227,30 @@ def fit_profile(
     }
     shapes = [s for part in samples for s in part.shapes]
     frontend = frontend_delay(np.concatenate([s.frontend_s for s in samples]))
-    cluster = parse_deployment(first.manifest.deployment, str(first.path)).clusters[0]
+    engines = parse_deployment(first.manifest.deployment, str(first.path)).clusters
+    fitted = [c for c in engines if cluster in (None, c.name)]
+    layouts = [(c.hardware, *(getattr(c.engine, name) for name in LAYOUT)) for c in fitted]
+    if len(set(layouts)) != 1:
+        names = ", ".join(c.name for c in engines)
+        raise TraceError(f"{first.path}: clusters differ, say which to fit with --cluster: {names}")
+    frontend_s = frontend or 0.0
     return StepProfile(
         model={f.name: getattr(model, f.name) for f in fields(ModelSpec)
                if f.name in ("model_type", "layers", "hidden", "vocab")},
         engine=first.manifest.engine,
         engine_version=first.manifest.engine_version,
-        hardware=cluster.hardware,
-        layout={name: getattr(cluster.engine, name) for name in LAYOUT},
+        hardware=fitted[0].hardware,
+        layout={name: getattr(fitted[0].engine, name) for name in LAYOUT},
         forward=parts["forward"][0],
         host=parts["host"][0],
         gap=parts["gap"][0],
-        frontend_s=frontend or 0.0,
+        frontend_s=frontend_s,
         ranges={n: [min(getattr(s, n) for s in shapes), max(getattr(s, n) for s in shapes)]
                 for n in RANGED},
         fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         intervals={name: part[1] for name, part in parts.items()},
         fit={name: part[2] for name, part in parts.items()},
+        link=fit_link(bundles, frontend_s) if "transfers" in first else None,
         warnings=[f"{name}: {line}" for name, part in parts.items() for line in part[3]]
         + ([] if frontend is not None else ["no request was queued: frontend_s is 0"]),
     )  # fmt: skip
@@ -311,7 +303,7 @@ def _resampled(matrix: Floats, seconds: Floats, coefficients: Floats) -> Floats:
 
     rng = np.random.default_rng(0)
     scale = np.maximum(matrix.max(axis=0), 1e-12)
-    root = np.sqrt(_weights(matrix @ coefficients, seconds))
+    root = np.sqrt(weights_of(matrix @ coefficients, seconds))
     rows = np.column_stack([matrix / scale, seconds]) * root[:, None]
     blocks = np.array_split(rows, max(1, len(seconds) // BLOCK_STEPS))
     squares = np.array([block.T @ block for block in blocks])
@@ -323,12 +315,6 @@ def _resampled(matrix: Floats, seconds: Floats, coefficients: Floats) -> Floats:
         reduced = (vectors * np.sqrt(np.maximum(values, 0.0))).T
         draws.append(nnls(reduced[:, :-1], reduced[:, -1], maxiter=10_000)[0] / scale)
     return np.array(draws)
-
-
-def _weights(predicted: Floats, seconds: Floats) -> Floats:
-    """Noise grows with the step: 1 / prediction, bounded for the shortest."""
-    weights: Floats = 1.0 / np.maximum(predicted, 1e-3 * seconds.mean() + 1e-9)
-    return weights
 
 
 def profile_table(profile: StepProfile) -> str:
@@ -347,4 +333,6 @@ def profile_table(profile: StepProfile) -> str:
             lines.append(
                 f"  {name:<18} {value * 1e6:12.4f} us  [{low * 1e6:.4f}, {high * 1e6:.4f}]"
             )
+    if profile.link is not None:
+        lines.append(link_line(profile.link))
     return "\n".join([*lines, *(f"warning: {w}" for w in profile.warnings)])

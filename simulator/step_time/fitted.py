@@ -35,8 +35,8 @@ class StepProfile:
 
     ``layout`` holds the engine's arguments that a step's time depends on; ``ranges`` the
     smallest and largest value of each ranged feature that was fitted; ``fit`` what the fit
-    achieved; ``fitted_on`` bundle hashes, so that no run is taken for a hold-out that was
-    fitted.
+    achieved; ``link`` what captures of a prefill and a decode cluster told of what connects
+    them; ``fitted_on`` bundle hashes, so that no run is taken for a hold-out that was fitted.
     """
 
     model: dict[str, Any]
@@ -53,6 +53,7 @@ class StepProfile:
     intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    link: dict[str, Any] | None = None
     kind: str = "steps"
     schema: int = SCHEMA
 
@@ -60,7 +61,8 @@ class StepProfile:
 def save_profile(profile: StepProfile, path: Path) -> None:
     """Write ``path/profile.yaml``."""
     path.mkdir(parents=True, exist_ok=True)
-    (path / PROFILE).write_text(yaml.safe_dump(asdict(profile), sort_keys=False, width=100))
+    said = {key: value for key, value in asdict(profile).items() if value is not None}
+    (path / PROFILE).write_text(yaml.safe_dump(said, sort_keys=False, width=100))
 
 
 def load_profile(path: Path) -> StepProfile:

@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 from simulator.scheduling import Request, SchedulerConfig, Status
 from simulator.scheduling.reference import Batch, Scheduler
+from simulator.scheduling.request import Remote
 
 
 @dataclass(frozen=True)
 class Arrival:
     """A request of the world, with the tokens it will generate.
 
-    Its client goes away at step ``gone_at``, unless it has finished by then.
+    Its client goes away at step ``gone_at``, unless it has finished by then. With ``remote``
+    its KV comes from, or goes to, another engine, ``moving_steps`` after it could begin to.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Arrival:
     priority: int
     arrival: int
     gone_at: int | None = None
+    remote: Remote = Remote.NONE
+    moving_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Side(Protocol):
     def add(self, arrival: Arrival) -> None: ...
     def has_requests(self) -> bool: ...
     def schedule(self) -> tuple[Any, tuple[Any, ...], bool]: ...
-    def update(self, batch: Any) -> None: ...
+    def update(self, batch: Any, moved: Sequence[str]) -> None: ...
+    def moving(self) -> list[str]: ...
     def abort(self, name: str) -> None: ...
 
 
@@ -93,6 +98,27 @@ def random_case(seed: int, *, asynchronous: bool) -> Case:
     return Case(seed, config, tuple(arrivals))
 
 
+def random_remote_case(seed: int, *, asynchronous: bool) -> Case:
+    """A world whose engine takes KV from other engines, or gives it to them."""
+    case = random_case(seed, asynchronous=asynchronous)
+    rng = random.Random(-1 - seed)
+    role = rng.choice(["kv_consumer", "kv_consumer", "kv_producer", "kv_both"])
+    blocks = case.config.num_gpu_blocks // len(case.config.windows)
+    config = replace(case.config, windows=(None,), num_gpu_blocks=blocks, kv_role=role)
+    slow = rng.choice([1, 4, 30])
+    local = rng.choice([0.0, 0.0, 0.3])
+    arrivals = []
+    for arrival in case.arrivals:
+        kinds = {"kv_consumer": [Remote.TO_LOAD], "kv_producer": [Remote.TO_KEEP]}
+        remote = rng.choice(kinds.get(role, [Remote.TO_LOAD, Remote.TO_KEEP]))
+        if rng.random() < local:
+            remote = Remote.NONE
+        output = arrival.output[:1] if remote == Remote.TO_KEEP else arrival.output
+        steps = rng.randint(0, slow)
+        arrivals.append(replace(arrival, remote=remote, moving_steps=steps, output=output))
+    return Case(seed, config, tuple(arrivals))
+
+
 def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
     shared = [tuple(rng.randrange(1000) for _ in range(longest)) for _ in range(2)]
     burst = rng.choice([1, 3, 8])
@@ -120,28 +146,35 @@ def run(side: Side, case: Case, limit: int = 2000) -> Trace:
 
     Synchronously, or with the depth-2 queue of ``step_with_batch_queue``. A few worlds have
     no end (two requests preempt each other for ever, in vLLM too): they stop at ``limit``.
+    What a KV connector reports goes along with the first step that ends when it is due.
     """
     trace = Trace()
     pending = deque(case.arrivals)
     queue: deque[Any] = deque()
     depth = case.config.max_concurrent_batches
+    steps = {arrival.name: arrival.moving_steps for arrival in case.arrivals}
+    due: dict[str, int] = {}
     for turn in range(limit):
-        while pending and (pending[0].at_step <= turn or not (side.has_requests() or queue)):
+        while pending and (pending[0].at_step <= turn or not (side.has_requests() or queue or due)):
             side.add(pending.popleft())
         for arrival in case.arrivals:
             if arrival.gone_at == turn and arrival not in pending:
                 side.abort(arrival.name)
-        if not side.has_requests() and not queue:
+        if not side.has_requests() and not queue and not due:
             if pending:
                 continue
             return trace
-        if side.has_requests():
+        if side.has_requests() or due:
             batch, record, ran = side.schedule()
             trace.steps.append(record)
             queue.appendleft(batch)
-            if len(queue) < depth and (ran or side.has_requests()):
+            due |= {name: turn + steps[name] for name in side.moving()}
+            if len(queue) < depth and (ran or side.has_requests() or due):
                 continue
-        side.update(queue.pop())
+        moved = [name for name, at in due.items() if at <= turn]
+        side.update(queue.pop(), moved)
+        due = {name: at for name, at in due.items() if name not in moved}
+        due |= {name: turn + steps[name] for name in side.moving()}
     return trace
 
 
@@ -183,6 +216,8 @@ class Ours:
         self.shared = shared or {}
         self.check = check
         self.requests: list[Request] = []
+        self.begun: list[str] = []
+        self.kinds: dict[str, Remote] = {}
         self.seen: Counter[str] = Counter()
 
     def add(self, arrival: Arrival) -> None:
@@ -191,9 +226,10 @@ class Ours:
             len(self.requests), len(arrival.prompt), len(arrival.output), name=arrival.name,
             arrival_ps=arrival.arrival, priority=arrival.priority, hashes=hashes,
             shared=sum(self.shared.get(h, 2) > 1 for h in hashes),
-            groups=len(self.config.windows),
+            groups=len(self.config.windows), remote=arrival.remote,
         )  # fmt: skip
         self.requests.append(request)
+        self.kinds[arrival.name] = arrival.remote
         self.scheduler.add(request)
 
     def has_requests(self) -> bool:
@@ -213,12 +249,26 @@ class Ours:
             [r.name for r in batch.preempted],
             kv.free_blocks,
             [r.name for r in self.scheduler.running],
-            len(self.scheduler.waiting),
+            self.scheduler.waits,
         )
+        self.begun += [request.name for request in batch.loads]
+        self.seen["load"] += len(batch.loads)
+        self.seen["load after a prefix hit"] += any(r.cached_tokens > 0 for r in batch.loads)
         return batch, record, batch.tokens > 0
 
-    def update(self, batch: Batch) -> None:
-        self.scheduler.update(batch)
+    def update(self, batch: Batch, moved: Sequence[str]) -> None:
+        for request in self.scheduler.update(batch):
+            if self.kinds[request.name] == Remote.TO_KEEP and request.status == Status.FINISHED:
+                self.begun.append(request.name)
+                self.seen["kept blocks"] += 1
+        by_name = {request.name: request for request in self.requests}
+        for name in moved:
+            kept = self.kinds[name] == Remote.TO_KEEP
+            (self.scheduler.release if kept else self.scheduler.loaded)(by_name[name])
+
+    def moving(self) -> list[str]:
+        begun, self.begun = self.begun, []
+        return begun
 
     def abort(self, name: str) -> None:
         for request in self.requests:

@@ -7,11 +7,20 @@ step's batch, preemptions, free blocks, running order and waiting count must be 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from difflib import unified_diff
 from pathlib import Path
 
 import pytest
-from scheduler_world import Case, Ours, Trace, random_case, run, sharing
+from scheduler_world import (
+    Case,
+    Ours,
+    Trace,
+    random_case,
+    random_remote_case,
+    run,
+    sharing,
+)  # fmt: skip
 
 from simulator.scheduling.fast import FastScheduler
 
@@ -30,6 +39,9 @@ MUST_BE_SEEN = (
 )
 
 
+REMOTE_MUST_BE_SEEN = ("load", "load after a prefix hit", "kept blocks")
+
+
 def first_divergence(case: Case, vllm: Trace, ours: Trace) -> str:
     """A diff of the first step that differs, with the step before it."""
     same = 0
@@ -46,13 +58,25 @@ def first_divergence(case: Case, vllm: Trace, ours: Trace) -> str:
     return f"case {case.seed}, step {same}: {case.config}\n{diff}"
 
 
-def test_same_decisions_as_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("draw", "must_be_seen"),
+    [
+        (random_case, MUST_BE_SEEN),
+        (random_remote_case, (*MUST_BE_SEEN[:3], "abort", *REMOTE_MUST_BE_SEEN)),
+    ],
+)
+def test_same_decisions_as_vllm(
+    draw: Callable[..., Case],
+    must_be_seen: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from vllm_side import VllmSide
 
     seen: Counter[str] = Counter()
     steps: Counter[str] = Counter()
     for seed in range(2 * CASES):
-        case = random_case(seed, asynchronous=bool(seed % 2))
+        case = draw(seed, asynchronous=bool(seed % 2))
         theirs = VllmSide(case, str(tmp_path))
         wanted = run(theirs, case)
         plain = Ours(case.config)
@@ -73,5 +97,5 @@ def test_same_decisions_as_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[st
             f"which took {steps['quiet'] / steps['fast']:.1%} without a look at their rows; "
             f"cases that saw: {dict(seen)}"
         )
-    assert {k: seen[k] for k in MUST_BE_SEEN if seen[k] < AT_LEAST} == {}
+    assert {k: seen[k] for k in must_be_seen if seen[k] < AT_LEAST} == {}
     assert steps["quiet"] > 0.3 * steps["fast"]

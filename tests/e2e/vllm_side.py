@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from fake_connector import FakeConnector
 from scheduler_world import Arrival, Case
-from vllm.config import CacheConfig, ModelConfig, VllmConfig, set_current_vllm_config
+from vllm.config import (
+    CacheConfig,
+    KVTransferConfig,
+    ModelConfig,
+    VllmConfig,
+    set_current_vllm_config,
+)
 from vllm.config import SchedulerConfig as VllmSchedulerConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -23,11 +31,12 @@ from vllm.v1.kv_cache_interface import (
     KVCacheGroupSpec,
     SlidingWindowSpec,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from simulator.scheduling import SchedulerConfig
+from simulator.scheduling.request import Remote
 
 MODEL = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64,
@@ -81,6 +90,7 @@ class VllmSide:
                 super()._preempt_request(request, *args, **kwargs)
 
         self.preempted: list[str] = []
+        self.kept: set[str] = set()  # their blocks are, when they finish
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(config.block_size, sha256)
         with set_current_vllm_config(vllm_config):
@@ -102,6 +112,17 @@ class VllmSide:
                 block_hasher=self.hasher,
             )
         )
+        if arrival.remote:
+            key = "do_remote_prefill" if arrival.remote == Remote.TO_LOAD else "do_remote_decode"
+            self.scheduler.requests[arrival.name].kv_transfer_params = {key: True}
+            self.kept |= {arrival.name} if arrival.remote == Remote.TO_KEEP else set()
+
+    def moving(self) -> list[str]:
+        connector = self.scheduler.connector
+        if not isinstance(connector, FakeConnector):
+            return []
+        begun, connector.begun = connector.begun, []
+        return begun
 
     def abort(self, name: str) -> None:
         if name in self.scheduler.requests:
@@ -129,7 +150,7 @@ class VllmSide:
         emits = {name: not self.scheduler.requests[name].is_prefill_chunk for name, _ in rows}
         return (output, emits), record, bool(rows)
 
-    def update(self, batch: Any) -> None:
+    def update(self, batch: Any, moved: Sequence[str]) -> None:
         output, emits = batch
         names = list(output.num_scheduled_tokens)
         sampled = []
@@ -146,6 +167,13 @@ class VllmSide:
                 logprobs=None,
                 prompt_logprobs_dict={},
                 pooler_output=[],
+                kv_connector_output=KVConnectorOutput(
+                    # in an order, which sets of names have not
+                    finished_sending=dict.fromkeys(n for n in moved if n in self.kept),  # type: ignore[arg-type]
+                    finished_recving={name for name in moved if name not in self.kept},
+                )
+                if moved
+                else None,
             ),
         )
 
@@ -164,6 +192,13 @@ def _vllm_config(config: SchedulerConfig, directory: str) -> VllmConfig:
         async_scheduling=config.async_scheduling,
         is_encoder_decoder=False,
     )
+    transfer = None
+    if config.kv_role:
+        transfer = KVTransferConfig(
+            kv_connector=FakeConnector.__name__,
+            kv_connector_module_path=FakeConnector.__module__,
+            kv_role=config.kv_role,
+        )
     cache_config = CacheConfig(
         block_size=config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,
@@ -173,6 +208,7 @@ def _vllm_config(config: SchedulerConfig, directory: str) -> VllmConfig:
         scheduler_config=scheduler,
         model_config=model_config(directory, config.max_model_len),
         cache_config=cache_config,
+        kv_transfer_config=transfer,
     )
     # The CPU platform switches these; the rules under test are those of any platform.
     vllm_config.scheduler_config.async_scheduling = config.async_scheduling

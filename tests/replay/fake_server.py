@@ -24,6 +24,7 @@ class FakeServer:
     token_s: float = 0.0
     gate: int = 0
     max_model_len: int | None = 1000
+    hands_over: dict[str, Any] | None = None  # what a prefill engine says of its KV
     url: str = ""
     got: list[dict[str, Any]] = field(default_factory=list)
     in_flight: int = 0
@@ -82,6 +83,8 @@ class FakeServer:
             await self._open.wait_for(lambda: len(self.got) >= self.gate)
         if name.startswith("http-500"):
             return web.Response(status=500, text="out of\nmemory")
+        if body.get("kv_transfer_params", {}).get("do_remote_decode"):
+            return web.json_response({"kv_transfer_params": self.hands_over})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         count = body["max_tokens"]

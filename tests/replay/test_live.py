@@ -183,6 +183,37 @@ def test_refusals(tmp_path: Path, server: FakeServer) -> None:
     assert server.got == []
 
 
+def test_prefill_then_decode(tmp_path: Path) -> None:
+    """One token of prefill, thrown away; decode engines in turn get what it says of its KV."""
+    rows = [{"request_id": f"r{i}", "arrival_s": 0.1 * i} for i in range(3)]
+    kept = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]]}
+    with (
+        FakeServer(hands_over=kept).running() as prefill,
+        FakeServer().running() as first,
+        FakeServer().running() as second,
+    ):
+        options = LiveOptions(prefill.url, (first.url, second.url + "/v1"))
+        bundle = run_live(workload(tmp_path / "w", rows), tmp_path / "out", options)
+    assert [(g["max_tokens"], g["stream"]) for g in prefill.got] == [(1, False)] * 3
+    assert [[g["id"] for g in s.got] for s in (first, second)] == [["r0", "r2"], ["r1"]]
+    assert all(g["kv_transfer_params"] == kept for g in first.got)
+    assert all(g["max_tokens"] == 3 for g in first.got)
+    assert bundle.requests["output_tokens"].to_pylist() == [3, 3, 3]
+    assert set(bundle.requests["status"].to_pylist()) == {"finished"}
+
+
+def test_prefill_without_a_connector_is_said(tmp_path: Path, server: FakeServer) -> None:
+    with (
+        FakeServer(hands_over=None).running() as prefill,
+        pytest.raises(CaptureError, match="no request succeeded"),
+    ):
+        run_live(workload(tmp_path / "w", [{}]), tmp_path / "out",
+                 LiveOptions(prefill.url, (server.url,)))  # fmt: skip
+    failed = read_bundle(tmp_path / "out").manifest.notes["live"]["failed"]
+    assert failed == {"ValueError: prefill keeps no KV: it has no KV connector": 1}
+    assert server.got == []
+
+
 def test_ctrl_c_leaves_what_was_seen(tmp_path: Path, server: FakeServer) -> None:
     rows = [{"request_id": "quick"}, {"request_id": "slow"}, {"request_id": "never",
                                                               "arrival_s": 3600.0}]  # fmt: skip

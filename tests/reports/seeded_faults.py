@@ -147,8 +147,9 @@ class Lab:
         save_profile(fault.change(fitted(FITTED_ON[group])), operators)
         first = runs(group)[0]
         real = plan = make_plan(first.path, operators=operators)
-        capacity = replace(plan.capacity, blocks=int(plan.capacity.blocks * fault.blocks))
-        plan = replace(plan, capacity=capacity)
+        part = plan.only
+        capacity = replace(part.capacity, blocks=int(part.capacity.blocks * fault.blocks))
+        plan = replace(plan, clusters=(replace(part, capacity=capacity),))
         workload = bundle_workload(first)
         manifest, tables = replay(workload, plan, record=["steps"])
         model, note = load_step_time(plan)

@@ -62,7 +62,7 @@ def random_world(seed: int) -> World:
     if not chunked:  # the scan stops at a prompt that does not fit, preempted or not
         assert settings.max_num_batched_tokens >= longest + 40
     given = rng.choice([block, 2 * block, block // 2])
-    table = _requests(rng, rng.randint(3, 30), longest, outputs, given)
+    table = requests_table(rng, rng.randint(3, 30), longest, outputs, given)
     how = {
         "router": list(ROUTERS)[seed // 2 % len(ROUTERS)],
         "replicas": ranks * rng.randint(1, 4 if ranks == 1 else 2),
@@ -72,9 +72,10 @@ def random_world(seed: int) -> World:
     return World(seed, table, given, settings, how)
 
 
-def _requests(
+def requests_table(
     rng: random.Random, count: int, longest: int, outputs: int, hash_tokens: int
 ) -> pa.Table:
+    """``count`` requests with prefixes, priorities and bursts."""
     burst = rng.choice([1, 2, 10])
     columns: dict[str, list[Any]] = {
         name: [] for name in

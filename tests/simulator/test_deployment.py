@@ -87,7 +87,8 @@ def replay(directory: Path, text: str) -> tuple[int, str]:
             deployment() | {"links": [{"from": "main", "to": "main", "bandwidth": 5}]},
             "d.yaml: links[0].bandwidth_gb_s is missing; d.yaml: unknown key "
             "links[0].bandwidth; did you mean 'bandwidth_gb_s'? (known: bandwidth_gb_s, "
-            "contention, from, latency_us, to)",
+            "contention, from, latency_us, layerwise, lease_renewal, lease_s, setup_us, "
+            "shared_by, to, transfer)",
         ),
     ],
 )

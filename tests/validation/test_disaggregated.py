@@ -11,8 +11,9 @@ from disaggregated import STAGES, af_bundle, pd_bundle
 from reports import write_all
 from reports.scorecard_file import read_scorecard
 from traces.bundle import Bundle
+from traces.metrics import HANDOVER
 from validation.bars import judge, load_bars
-from validation.compared import CHAIN, metric_named
+from validation.compared import metric_named
 from validation.comparison import compared
 from validation.samples import View
 from validation.scorecard import build
@@ -24,10 +25,10 @@ def values(bundle: Bundle) -> dict[str, np.ndarray]:
 
 def test_the_chain_of_a_request_adds_up(tmp_path: Path) -> None:
     found = values(pd_bundle(tmp_path / "b"))
-    parts = [found[name] for name in ("queue", *CHAIN)]
+    parts = [found[name] for name in ("queue", *HANDOVER)]
     np.testing.assert_allclose(np.sum(parts, axis=0), found["e2e"])
     assert list(found) == [
-        "ttft", "tpot", "e2e", "queue", *CHAIN, "step_time.decode", "step_time.prefill",
+        "ttft", "tpot", "e2e", "queue", *HANDOVER, "step_time.decode", "step_time.prefill",
         "batch_size.decode", "batch_size.prefill", "kv_use.decode", "kv_use.prefill", "throughput",
     ]  # fmt: skip
     assert set(found["batch_size.decode"]) == {4}
@@ -35,11 +36,11 @@ def test_the_chain_of_a_request_adds_up(tmp_path: Path) -> None:
     assert set(found["kv_use.prefill"]) == {1 - 40 / 100}
 
 
-@pytest.mark.parametrize("part", ["queue", *CHAIN])
+@pytest.mark.parametrize("part", ["queue", *HANDOVER])
 def test_a_slower_part_is_the_only_one_in_error(tmp_path: Path, part: str) -> None:
     measured, simulated = pd_bundle(tmp_path / "m"), pd_bundle(tmp_path / "s", slower={part: 2.0})
     card = build(measured, simulated)
-    errors = {n: card.metrics[n].statistics["mean"].error for n in ("queue", *CHAIN)}
+    errors = {n: card.metrics[n].statistics["mean"].error for n in ("queue", *HANDOVER)}
     assert errors.pop(part) == pytest.approx(1.0)
     assert all(abs(e or 0.0) < 1e-9 for e in errors.values()), errors
     e2e = card.metrics["e2e"].statistics["mean"]

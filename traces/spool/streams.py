@@ -42,6 +42,11 @@ _COLUMNS: dict[str, dict[pa.DataType, str]] = {
         _INTS: "layers bytes",
         pa.list_(pa.float64()): "start_s end_s",
     },
+    "transfers": {
+        pa.string(): "id source",
+        pa.int64(): "bytes",
+        pa.float64(): "start_s posted_s duration_s seen_s",
+    },
     "routing": {
         pa.string(): "id",
         pa.float64(): "time_s",

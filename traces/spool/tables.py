@@ -11,6 +11,7 @@ from traces.schema import TABLES
 from traces.spool.layers import experts_table, spans_table
 from traces.spool.replica import CLUSTER, Floats, Ints, Replica, keyed
 from traces.spool.streams import Spool
+from traces.spool.transfers import transfers_table
 
 _STATUS = {
     "FINISHED_STOPPED": "finished",
@@ -48,6 +49,7 @@ def spool_tables(
         "step_requests": pa.concat_tables(_step_requests(r, n) for r, n in named),
         "experts": experts_table(spool, replicas),
         "spans": spans_table(spool, replicas, zero_s),
+        "transfers": transfers_table(spool, replicas, names, zero_s),
         "routing": _routing(routing, replicas, names, zero_s),
     }
     return {k: _typed(k, v) for k, v in tables.items() if len(v) or k == "requests"}, zero_s

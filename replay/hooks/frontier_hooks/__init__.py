@@ -1,7 +1,7 @@
 """Runs inside the vLLM server and writes what it does to a spool.
 
-In scope: one row per request, step, forward pass (with its experts and collectives) and
-choice of DP rank.
+In scope: one row per request, step, forward pass (with its experts and collectives), KV
+transfer and choice of DP rank.
 Out of scope: deciding anything, and tables (``traces/spool.py`` makes those).
 
 The folder that holds this package is put on PYTHONPATH, in the server's own environment,

@@ -13,6 +13,7 @@ from frontier_hooks.describe import replica_of
 from frontier_hooks.forward import ForwardRecorder
 from frontier_hooks.recorder import STEP_ATTRIBUTE
 from frontier_hooks.spool import spool_directory
+from frontier_hooks.transfers import record_transfers
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -39,6 +40,11 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
         )  # fmt: skip
         self.frontier = recorder if recorder.needed else None
         return loaded
+
+    def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
+        done = super().initialize_from_config(*args, **kwargs)
+        record_transfers(spool_directory(), replica_of(self.vllm_config), self.rank)
+        return done
 
     def execute_model(self, scheduler_output: Any) -> Any:
         step = getattr(scheduler_output, STEP_ATTRIBUTE, None)

@@ -1,0 +1,164 @@
+"""A plan and a workload as a simulation that can be run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from replay.plan import ClusterPlan, Plan
+from simulator.clock import PS_PER_S
+from simulator.demand import Demand
+from simulator.deployment import Link
+from simulator.disaggregation.connection import Connection, kv_layout
+from simulator.disaggregation.setup import Side, demands
+from simulator.disaggregation.simulation import PrefillDecode
+from simulator.disaggregation.tables import requests_table as handed_over_table
+from simulator.disaggregation.tables import transfers_table
+from simulator.fleet import make_fleet
+from simulator.records import Recorder, Sink, requests_table
+from simulator.simulation import Simulation
+from simulator.stage import Stage
+from simulator.step_time.base import StepTimeModel
+from traces.errors import ConfigError
+from traces.workload import Workload
+
+# the step-time model of a cluster, and what to note of it
+Models = Callable[[ClusterPlan], tuple[StepTimeModel, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A simulation, the demand that arrives, and what to make of it in the end."""
+
+    simulation: Simulation | PrefillDecode
+    demand: Demand
+    tables: Callable[[], dict[str, pa.Table]]
+    notes: Callable[[], dict[str, Any]]
+
+
+def prepare_colocated(
+    workload: Workload,
+    plan: Plan,
+    models: Models,
+    record: Sequence[str],
+    sink: Sink,
+    progress: Callable[[int], None],
+) -> Prepared:
+    """One cluster. Raises ConfigError."""
+    part = plan.only
+    name = part.cluster.name
+    model, operators = models(part)
+    demand = Demand(workload.requests, part.scheduler_config(), workload.hash_block_tokens)
+    recorder = Recorder(record, name, demand, sink) if record else None
+    fleet = make_fleet(demand, part.schedulers, model, recorder)
+    return Prepared(
+        Simulation(demand, part.routing, fleet, progress=progress),
+        demand,
+        lambda: {"requests": requests_table(demand, name)},
+        lambda: {
+            "operators": operators,
+            "step_time": model.coverage(),
+            **_spent([model]),
+            "kv_capacity": part.capacity.source,
+        },
+    )
+
+
+def prepare_disaggregated(
+    workload: Workload,
+    plan: Plan,
+    models: Models,
+    record: Sequence[str],
+    sink: Sink,
+    progress: Callable[[int], None],
+) -> Prepared:
+    """A prefill and a decode cluster. Raises ConfigError."""
+    parts = plan.side("prefill"), plan.side("decode")
+    routing = plan.deployment.routing
+    link = _link(plan, *parts)
+    steps, operators = zip(*map(models, parts), strict=True)
+    fitted = operators[1].get("link") if plan.captured else None
+    proxy_us = routing.proxy_us
+    if fitted:  # what was measured stands above what the capture's file supposed
+        proxy_us = fitted["proxy_us"]
+        bandwidth = fitted["bandwidth_gb_s"] or math.inf
+        measured = {"setup_us": fitted["setup_us"], "bandwidth_gb_s": bandwidth}
+        link = link.model_copy(update=measured)
+    layout = kv_layout(plan.model, *(part.cluster.engine for part in parts))
+    connection = Connection(link, layout)
+    prefill, decode = (_side(part, model) for part, model in zip(parts, steps, strict=True))
+    first, last = demands(
+        workload.requests,
+        prefill,
+        decode,
+        workload.hash_block_tokens,
+        skip_decode=routing.skip_decode,
+    )
+
+    def stage(side: Side, demand: Demand) -> Stage:
+        recorder = Recorder(record, side.name, demand, sink) if record else None
+        return side.stage(demand, recorder)
+
+    simulation = PrefillDecode(
+        stage(prefill, first),
+        stage(decode, last),
+        connection,
+        proxy_ps=round(proxy_us * 1e-6 * PS_PER_S),
+        progress=progress,
+    )
+
+    def notes() -> dict[str, Any]:
+        coverage = [model.coverage() for model in steps]
+        names = [part.cluster.name for part in parts]
+        return {
+            "operators": dict(zip(names, operators, strict=True)),
+            "step_time": {key: sum(c[key] for c in coverage) for key in coverage[0]},
+            **_spent(steps),
+            "kv_capacity": {p.cluster.name: p.capacity.source for p in parts},
+            "lost_leases": sum(simulation.handovers.lost),
+        }
+
+    return Prepared(
+        simulation,
+        first,
+        lambda: {
+            "requests": handed_over_table(simulation, prefill.name),
+            "transfers": transfers_table(simulation, prefill.name, decode.name),
+        },
+        notes,
+    )
+
+
+def _link(plan: Plan, prefill: ClusterPlan, decode: ClusterPlan) -> Link:
+    ends = prefill.cluster.name, decode.cluster.name
+    links = [link for link in plan.deployment.links if (link.from_, link.to) == ends]
+    if len(links) != 1:
+        raise ConfigError(f"links: one from {ends[0]} to {ends[1]} is needed, got {len(links)}")
+    if links[0].layerwise and links[0].transfer == "pull":
+        raise ConfigError("links: only a push can be layerwise: a pull begins after the prefill")
+    return links[0]
+
+
+def _side(part: ClusterPlan, model: StepTimeModel) -> Side:
+    return Side(
+        part.cluster.name,
+        part.schedulers,
+        part.scheduler_config(),
+        model,
+        part.routing,
+        loads_late=part.cluster.hardware == "cpu",
+    )
+
+
+def _spent(models: Sequence[StepTimeModel]) -> dict[str, Any]:
+    """Where the time of the forwards went, seconds summed over ranks, if the models tell."""
+    spent: dict[str, float] = {}
+    for model in models:
+        for name, seconds in getattr(model, "spent", dict)().items():
+            spent[name] = spent.get(name, 0.0) + seconds
+    known = {name: float(f"{seconds:.6g}") for name, seconds in spent.items() if name}
+    return {"forward_s": known} if known else {}

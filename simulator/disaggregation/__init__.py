@@ -1,0 +1,1 @@
+"""Prefill and decode in clusters of their own: handover, links, backpressure."""
