@@ -41,6 +41,7 @@ class Samples:
     """
 
     shapes: list[BatchShape]
+    step: npt.NDArray[np.int64]
     start_s: Floats
     forward_s: Floats
     host_s: Floats
@@ -53,20 +54,51 @@ def samples_of(bundle: Bundle, cluster: str | None = None) -> Samples:
     for table in ("steps", "step_requests"):
         if table not in bundle:
             raise TraceError(f"{bundle.path}: no {table}.parquet: steps cannot be fitted")
-    parts = [
-        _replica_samples(bundle, *key) for key in _replicas(bundle) if cluster in (None, key[0])
-    ]
-    if not parts:
+    keys = [key for key in _replicas(bundle) if cluster in (None, key[0])]
+    if not keys:
         raise TraceError(f"{bundle.path}: no step of a cluster {cluster!r}")
+    engines: dict[tuple[str, int], list[Samples]] = {}
+    for name, replica in keys:
+        engine = name, replica // _lock_step_ranks(bundle, name)
+        engines.setdefault(engine, []).append(_replica_samples(bundle, name, replica))
+    samples = _joined([_together(ranks) if len(ranks) > 1 else ranks[0]
+                       for ranks in engines.values()])  # fmt: skip
+    if not samples.shapes:
+        raise TraceError(f"{bundle.path}: no step to fit")
+    return samples
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
     merged = {
         f.name: np.concatenate([getattr(p, f.name) for p in parts])
         for f in fields(Samples)
         if f.name != "shapes"
     }
-    samples = Samples([s for p in parts for s in p.shapes], **merged)
-    if not samples.shapes:
-        raise TraceError(f"{bundle.path}: no step to fit")
-    return samples
+    return Samples([s for p in parts for s in p.shapes], **merged)
+
+
+def _together(ranks: Sequence[Samples]) -> Samples:
+    """Ranks that step together: of each step the fullest's shape, and the slowest's times."""
+    every = _joined(ranks)
+    tokens = np.array([shape.tokens for shape in every.shapes], np.int64)
+    order = np.lexsort((-tokens, every.step))
+    firsts = np.flatnonzero(np.diff(every.step[order], prepend=-1))
+    fullest = order[firsts]
+    slowest = {
+        name: np.fmax.reduceat(getattr(every, name)[order], firsts)
+        for name in ("forward_s", "host_s", "gap_s")
+    }
+    return Samples(
+        [every.shapes[i] for i in fullest], every.step[fullest], every.start_s[fullest],
+        **slowest, frontend_s=every.frontend_s,
+    )  # fmt: skip
+
+
+def _lock_step_ranks(bundle: Bundle, cluster: str) -> int:
+    """Data-parallel ranks of an engine of a cluster that step together: those of MoE models."""
+    deployment = parse_deployment(bundle.manifest.deployment, str(bundle.path))
+    engine = next(c.engine for c in deployment.clusters if c.name == cluster)
+    return engine.data_parallel_size if _model_of(bundle).moe is not None else 1
 
 
 def _replicas(bundle: Bundle) -> list[tuple[str, int]]:
@@ -102,7 +134,7 @@ def _replica_samples(bundle: Bundle, cluster: str, replica: int) -> Samples:
     keep = ~warm
     return Samples(
         [s for s, k in zip(shapes, keep, strict=True) if k],
-        start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
+        number[keep], start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
         np.empty((0, 2)) if decodes else _frontend_bounds(requests, start, end),
     )  # fmt: skip
 
