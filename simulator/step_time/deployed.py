@@ -8,6 +8,7 @@ deployment only read them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -101,4 +102,5 @@ def _bake(
         with suppress(OSError):  # a profile that cannot be written to
             save_library(library, profile)
     tables.notes["kernels_of"] = f"vllm {version} on {hardware.name}, {types.dense}"
+    tables.notes = json.loads(json.dumps(tables.notes, sort_keys=True))  # as they will be read
     return tables
