@@ -85,6 +85,7 @@ def _replica_samples(bundle: Bundle, replica: int) -> Samples:
     warm[index[pc.starts_with(names, WARM_UP).to_numpy()]] = True
     if "dummy" in steps.column_names:
         warm |= pc.fill_null(steps.column("dummy"), False).to_numpy()
+        warm |= ~_with_other_ranks(shapes, number, bundle.table("steps"))
     start, end = steps.column("start_s").to_numpy(), steps.column("end_s").to_numpy()
     forward, host = _parts(bundle, steps, start, end)
     earliest = np.full(len(steps), np.inf)
@@ -97,6 +98,24 @@ def _replica_samples(bundle: Bundle, replica: int) -> Samples:
         start[keep], forward[keep], host[keep], np.maximum(gap, 0)[keep],
         _frontend_bounds(requests, start, end),
     )  # fmt: skip
+
+
+def _with_other_ranks(
+    shapes: list[BatchShape], number: npt.NDArray[np.int64], steps: pa.Table
+) -> npt.NDArray[np.bool_]:
+    """Note in each shape what the ranks in lock-step ran; returns where none ran more.
+
+    A step lasts as long as its busiest rank's, and that is the one it is fitted to.
+    """
+    every = steps.column("step").to_numpy()
+    tokens = _column(steps, "prefill_tokens") + _column(steps, "decode_tokens")
+    ran = np.maximum(tokens, 1).astype(np.int64)  # a dummy batch has one token
+    total, most = (np.zeros(int(every.max()) + 1, np.int64) for _ in range(2))
+    np.add.at(total, every, ran)
+    np.maximum.at(most, every, ran)
+    for shape, step in zip(shapes, number, strict=True):
+        shape.engine_tokens, shape.most_tokens = int(total[step]), int(most[step])
+    return np.array([shape.tokens == shape.most_tokens for shape in shapes], bool)
 
 
 def _parts(bundle: Bundle, steps: pa.Table, start: Floats, end: Floats) -> tuple[Floats, Floats]:
@@ -233,7 +252,8 @@ def fit_profile(
             raise TraceError(f"{other.path}: another engine version than {first.path}")
     progress("reading steps")
     samples = [samples_of(b) for b in bundles]
-    forward, host = forward_terms(model.moe), HOST_TERMS
+    together = any(shape.engine_tokens for part in samples for shape in part.shapes)
+    forward, host = forward_terms(model.moe, together=together), HOST_TERMS
     progress("fitting forward, host and gap")
     parts = {
         "forward": _fit_named(samples, "forward_s", forward),
