@@ -31,6 +31,7 @@ from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.errors import ConfigError
 
 ENGINE_VERSIONS = ("0.32.0",)
+OVERLAPPING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Plan:
             stage_layers=tuple(len(stage) for stage in stages),
             lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
             dp_sync_interval=engine.dp_sync_interval,
+            dbo_decode_token_threshold=engine.dbo_decode_token_threshold * engine.enable_dbo,
+            dbo_prefill_token_threshold=engine.dbo_prefill_token_threshold * engine.enable_dbo,
             **{name: getattr(engine, name) for name in names},
         )
 
@@ -92,6 +95,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     model = load_model(model_file)
     check_layout(deployment, model)
     _check_pipeline(deployment.clusters[0].engine, model)
+    _check_overlap(deployment.clusters[0].engine)
     if operators is not None:
         deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
     cluster = _only_cluster(deployment)
@@ -140,11 +144,26 @@ def _check_pipeline(engine: Engine, model: ModelSpec) -> None:
         )
 
 
+def _check_overlap(engine: Engine) -> None:
+    """vLLM's ``config/vllm.py``: what ``enable_dbo`` needs."""
+    if not engine.enable_dbo:
+        return
+    if engine.all2all_backend not in OVERLAPPING:
+        raise ConfigError(
+            f"engine.enable_dbo: needs an all2all_backend of {', '.join(OVERLAPPING)}, got "
+            f"{engine.all2all_backend}"
+        )
+    if min(engine.dbo_decode_token_threshold, engine.dbo_prefill_token_threshold) < 2:
+        raise ConfigError("engine.dbo_decode_token_threshold, dbo_prefill_token_threshold: must "
+                          "be at least 2, the number of micro-batches")  # fmt: skip
+
+
 def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
     engine = deployment.clusters[0].engine
     found = {
-        "enable_dbo": engine.enable_dbo,
+        "enable_dbo without data-parallel ranks": engine.enable_dbo
+        and engine.data_parallel_size == 1,
         "cudagraph_capture_sizes": bool(engine.cudagraph_capture_sizes),
         "links": any(link.from_ != link.to for link in deployment.links),
         "pipeline": deployment.pipeline.policy != "none",

@@ -192,6 +192,7 @@ class Shape(Record):
     engine_tokens: int
     most_tokens: int
     draw: int
+    halved: int
 
 
 class Feature(Record):
@@ -220,6 +221,7 @@ class Term(Record):
     planes: int
     cubes: int
     logs: int
+    halves: int  # it runs on half the tokens, twice, where a step is halved
     spent: float  # seconds so far
 
 
@@ -250,6 +252,7 @@ class Model(Record):
     least: int
     most: int
     micro_batches: int
+    overlap: int  # layers whose exchange two half batches may hide
     forward_ps: int
     head_ps: int
     hop_ps: int
@@ -320,6 +323,8 @@ class World(Record):
     frontend_ps: int
     ranks: int  # that step together
     sync_interval: int
+    dbo_decode: int
+    dbo_prefill: int
     # room for, and number of, what is logged
     finished_room: int
     steps_room: int

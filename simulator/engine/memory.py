@@ -154,6 +154,8 @@ class Memory:
             "frontend_ps": frontend_ps,
             "ranks": config.lock_step_ranks,
             "sync_interval": config.dp_sync_interval,
+            "dbo_decode": config.dbo_decode_token_threshold,
+            "dbo_prefill": config.dbo_prefill_token_threshold,
         }
         for name, value in settings.items():
             self.world[name] = value
