@@ -10,6 +10,7 @@ from typing import Any
 from simulator.deployment import (
     Cluster,
     Deployment,
+    Engine,
     Role,
     check_layout,
     find_file,
@@ -31,6 +32,7 @@ from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.errors import ConfigError
 
 ENGINE_VERSIONS = ("0.32.0",)
+OVERLAPPING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
 
 
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
@@ -71,6 +73,8 @@ class ClusterPlan:
             stage_layers=tuple(len(stage) for stage in stages),
             lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
             dp_sync_interval=engine.dp_sync_interval,
+            dbo_decode_token_threshold=engine.dbo_decode_token_threshold * engine.enable_dbo,
+            dbo_prefill_token_threshold=engine.dbo_prefill_token_threshold * engine.enable_dbo,
             **{name: getattr(engine, name) for name in names},
         )
 
@@ -134,6 +138,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
     check_layout(deployment, model)
     for cluster in deployment.clusters:
         _check_pipeline(cluster, model)
+        _check_overlap(cluster.engine)
     if operators is not None:
         deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
     _check_simulated(deployment)
@@ -194,11 +199,27 @@ def _check_pipeline(cluster: Cluster, model: ModelSpec) -> None:
         )
 
 
+def _check_overlap(engine: Engine) -> None:
+    """vLLM's ``config/vllm.py``: what ``enable_dbo`` needs."""
+    if not engine.enable_dbo:
+        return
+    if engine.all2all_backend not in OVERLAPPING:
+        raise ConfigError(
+            f"engine.enable_dbo: needs an all2all_backend of {', '.join(OVERLAPPING)}, got "
+            f"{engine.all2all_backend}"
+        )
+    if min(engine.dbo_decode_token_threshold, engine.dbo_prefill_token_threshold) < 2:
+        raise ConfigError("engine.dbo_decode_token_threshold, dbo_prefill_token_threshold: must "
+                          "be at least 2, the number of micro-batches")  # fmt: skip
+
+
 def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
     engines = [cluster.engine for cluster in deployment.clusters]
     found = {
-        "enable_dbo": any(e.enable_dbo for e in engines),
+        "enable_dbo without data-parallel ranks": any(
+            e.enable_dbo and e.data_parallel_size == 1 for e in engines
+        ),
         "cudagraph_capture_sizes": any(e.cudagraph_capture_sizes for e in engines),
         "links": len(deployment.clusters) == 1
         and any(link.from_ != link.to for link in deployment.links),

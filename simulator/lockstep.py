@@ -7,6 +7,9 @@ slowest. vLLM's rules (``v1/engine/core.py``, ``DPEngineCoreProc``, 0.32.0)::
     arrival at any rank -> wave: step 1, 2, 3, ...            all ranks, dummies included
     after step 1 and every dp_sync_interval-th step: does any rank have requests? else stop
 
+With dual-batch overlap they run a step in two halves, so that one computes while the other
+exchanges tokens, if each has enough of them.
+
 The ranks' hosts meet in every step, when they tell each other how many tokens they run, so
 one clock serves them all: the host and forward of a step are the largest of any rank.
 
@@ -77,10 +80,12 @@ class LockStep:
         ]
         shapes = [shape_of(batch) if batch.tokens else dummy_shape() for batch in batches]
         tokens = [shape.tokens for shape in shapes]
+        halved = self._runs_halves(shapes)
         found = []
         for shape in shapes:
             shape.engine_tokens, shape.most_tokens = sum(tokens), max(tokens)
             shape.draw = draw_of(self.index, self._begun)
+            shape.halved = halved
             found.append(self._model.times(shape))
         self._begun += 1
         times = StepTimes(
@@ -93,6 +98,20 @@ class LockStep:
             self._device_free_ps = end
         for rank, batch in zip(self.ranks, batches, strict=True):
             rank.launch(batch, times, now, end, dummy=not batch.tokens)
+
+    def _runs_halves(self, shapes: Sequence[BatchShape]) -> bool:
+        """Whether all ranks have enough tokens for dual-batch overlap, and for a second half.
+
+        ``v1/worker/dp_utils.py`` and ``ubatch_utils.check_ubatch_thresholds``.
+        """
+        config = self.ranks[0].scheduler.config
+        decode, prefill = config.dbo_decode_token_threshold, config.dbo_prefill_token_threshold
+        tokens = [shape.tokens for shape in shapes]
+        return (
+            decode > 0
+            and all(s.tokens >= (prefill if s.prefill_rows else decode) for s in shapes)
+            and max(tokens) // 2 < min(tokens)
+        )
 
     def _end_step(self, now: int) -> None:
         self.ending = False

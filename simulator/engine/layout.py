@@ -213,6 +213,7 @@ class Shape(Record):
     engine_tokens: int
     most_tokens: int
     draw: int
+    halved: int
 
 
 class Feature(Record):
@@ -241,6 +242,7 @@ class Term(Record):
     planes: int
     cubes: int
     logs: int
+    halves: int  # it runs on half the tokens, twice, where a step is halved
     spent: float  # seconds so far
 
 
@@ -271,6 +273,7 @@ class Model(Record):
     least: int
     most: int
     micro_batches: int
+    overlap: int  # layers whose exchange two half batches may hide
     forward_ps: int
     head_ps: int
     hop_ps: int
@@ -345,6 +348,8 @@ class World(Record):
     drops_stale: int
     defers_frees: int
     loads_late: int
+    dbo_decode: int
+    dbo_prefill: int
     # room for, and number of, what is logged
     finished_room: int
     steps_room: int

@@ -51,6 +51,8 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
     home = m.shape_at
     slot = (first.first_slot + first.flight) % w.slots
     total = most = 0
+    least = w.max_batched_tokens + 1
+    halved = w.dbo_decode > 0
     for k in range(w.ranks):
         s = replica_of(w, first.index + k)
         m.shape_at = s.shape_at
@@ -64,6 +66,10 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
             _dummy(shape)
         total += shape.tokens
         most = max(most, shape.tokens)
+        least = min(least, shape.tokens)
+        enough = w.dbo_prefill if shape.prefill_rows else w.dbo_decode
+        halved = halved and shape.tokens >= enough
+    halved = halved and most // 2 < least  # else the second half of a rank would be empty
     forward = host = gap = 0
     for k in range(w.ranks):
         s = replica_of(w, first.index + k)
@@ -71,6 +77,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         shape = own_shape_of(s, 0)
         shape.engine_tokens = total
         shape.most_tokens = most
+        shape.halved = halved
         shape.draw = first.index * DRAWS_APART + first.begun
         predict(m)
         forward = max(forward, m.forward_ps + m.head_ps)

@@ -165,6 +165,8 @@ class Memory:
             "sync_interval": config.dp_sync_interval,
             "drops_stale": config.drops_stale_tokens,
             "defers_frees": config.defers_frees,
+            "dbo_decode": config.dbo_decode_token_threshold,
+            "dbo_prefill": config.dbo_prefill_token_threshold,
         }
         for name, value in settings.items():
             self.world[name] = value

@@ -34,7 +34,7 @@ from simulator.engine.layout import (
 )
 from simulator.engine.pipeline import last_end_of
 
-FORWARD, HOST, GAP, HEAD, HOP = range(5)  # Term.part
+FORWARD, HOST, GAP, HEAD, HOP, EXCHANGE = range(6)  # Term.part
 # Term.kind
 CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE, SHARED = range(10)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
@@ -55,7 +55,7 @@ def predict(m: Model) -> None:
 @compiled
 def add_up(m: Model) -> None:
     """The model's terms for its shape, part by part."""
-    forward = host = gap = head = hop = 0.0
+    forward = host = gap = head = hop = exchange = 0.0
     m.outside = 0
     for k in range(m.terms):
         t = term_of(m, k)
@@ -69,8 +69,14 @@ def add_up(m: Model) -> None:
             gap += value
         elif t.part == HEAD:
             head += value
-        else:
+        elif t.part == HOP:
             hop += value
+        else:
+            exchange += value
+    if shape_of(m, 0).halved:
+        # layer by layer one half computes while the other exchanges; one of them begins, and ends
+        forward, exchange = max(forward, exchange), min(forward, exchange) / (2.0 * m.overlap)
+    forward += exchange
     m.forward_ps = int(np.rint(forward * PS_PER_S))
     m.head_ps = int(np.rint(head * PS_PER_S))
     m.hop_ps = int(np.rint(hop * PS_PER_S))
@@ -112,13 +118,7 @@ def _function(m: Model, t: Term, x: int) -> float:
     if t.kind == LINEAR:
         return float(x)
     if t.kind == DENSE:
-        most = shape_of(m, 0).most_tokens
-        if most <= t.knee:
-            x = most
-        if x >= t.columns:
-            m.outside = 1
-            x = t.columns - 1
-        return number_of(m, t.start + 1 + x).value
+        return _dense(m, t, x)
     if t.kind == ATTENTION:
         return attention(m, t)
     if t.kind == SHARED:
@@ -139,17 +139,36 @@ def _function(m: Model, t: Term, x: int) -> float:
 
 
 @compiled
+def _dense(m: Model, t: Term, x: int) -> float:
+    shape = shape_of(m, 0)
+    times = 1.0
+    if t.halves and shape.halved:
+        x = (shape.most_tokens + 1) // 2
+        times = 2.0
+    elif shape.most_tokens <= t.knee:
+        x = shape.most_tokens
+    if x >= t.columns:
+        m.outside = 1
+        x = t.columns - 1
+    return times * number_of(m, t.start + 1 + x).value
+
+
+@compiled
 def _shared(m: Model, t: Term) -> float:
     """Numbers: coefficient, tokens of all by those of the fullest, grid, a curve for each draw."""
     shape = shape_of(m, 0)
     tokens = float(shape.engine_tokens)
     if shape.most_tokens < t.knee:
         tokens = number_of(m, t.start + 1 + shape.most_tokens).value
+    times = 1.0
+    if shape.halved:
+        tokens /= 2.0
+        times = 2.0
     grid = t.start + 1 + t.knee
     column = _position(m, grid, t.columns, tokens)
     left = min(int(column), t.columns - 2)
     curve = shape.draw % t.lines
-    return _between(m, grid + t.columns * (1 + curve) + left, column - left)
+    return times * _between(m, grid + t.columns * (1 + curve) + left, column - left)
 
 
 @compiled

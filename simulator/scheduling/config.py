@@ -14,8 +14,9 @@ class SchedulerConfig:
     ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling; with a pipeline, whose
     stages hold ``stage_layers`` each, as many as it has stages, and synchronous. The schedulers of
     ``lock_step_ranks`` data-parallel ranks step together (``simulator/lockstep.py``), and agree
-    on going on every ``dp_sync_interval`` steps. ``kv_role`` is that of the engine's KV
-    connector: kv_producer, kv_consumer, kv_both, or empty without one.
+    on going on every ``dp_sync_interval`` steps; from a DBO threshold on, 0 for never, they run
+    a step in two halves. ``kv_role`` is that of the engine's KV connector: kv_producer,
+    kv_consumer, kv_both, or empty without one.
     """
 
     num_gpu_blocks: int
@@ -35,6 +36,8 @@ class SchedulerConfig:
     stage_layers: tuple[int, ...] = (1,)
     lock_step_ranks: int = 1
     dp_sync_interval: int = 16
+    dbo_decode_token_threshold: int = 0
+    dbo_prefill_token_threshold: int = 0
     kv_role: str = ""
 
     @property

@@ -35,6 +35,7 @@ class BatchShape:
     engine_tokens: int = 0  # tokens of all ranks that step together, this one among them
     most_tokens: int = 0  # of these ranks, the most tokens on one
     draw: int = 0  # which of the drawn expert loads the step gets
+    halved: int = 0  # dual-batch overlap: all ranks run two halves of the batch
 
     @property
     def prefill_rows(self) -> int:

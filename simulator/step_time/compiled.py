@@ -41,7 +41,9 @@ class CompiledStepTime:
 
     Summands are added in their order. ``ranges`` are the largest values of features that
     the model holds for: a step beyond any, or beyond a table, counts as extrapolated.
-    ``parts`` are the names under which ``spent`` adds up the summands of forward, head and hop.
+    ``exchange`` is part of forward, and what two halves of a step hide behind each other, over
+    ``overlap`` layers. ``parts`` are the names under which ``spent`` adds up the summands of
+    forward, head, hop and exchange.
     ``address`` is where compiled code finds the model.
     """
 
@@ -52,13 +54,15 @@ class CompiledStepTime:
         gap: Sum = (),
         head: Sum = (),
         hop: Sum = (),
+        exchange: Sum = (),
         *,
         frontend_ps: int = 0,
         ranges: Mapping[str, int] | None = None,
         parts: Sequence[str] = (),
+        overlap: int = 1,
     ) -> None:
         self.frontend_ps = frontend_ps
-        self._parts = parts or [""] * len([*forward, *head, *hop])
+        self._parts = parts or [""] * len([*forward, *head, *hop, *exchange])
         numbers: list[float] = [1.0]  # a coefficient for what has none
         terms: list[Fields] = [
             {"part": part, **_fields(function, coefficient, numbers)}
@@ -66,6 +70,7 @@ class CompiledStepTime:
                 (times.FORWARD, forward),
                 (times.HEAD, head),
                 (times.HOP, hop),
+                (times.EXCHANGE, exchange),
                 (times.HOST, host),
                 (times.GAP, gap),
             )
@@ -81,6 +86,7 @@ class CompiledStepTime:
         self._shape = np.zeros(1, Shape.dtype)
         self._model = np.zeros(1, Model.dtype)
         self._model["terms"] = len(terms)
+        self._model["overlap"] = overlap
         for key, array in (
             ("shape_at", self._shape), ("terms_at", self._terms), ("numbers_at", self._numbers)
         ):  # fmt: skip
@@ -137,9 +143,9 @@ def _fields(function: Function, coefficient: float, numbers: list[float]) -> Fie
         case ActiveExperts(experts, top_k):
             numbers += [float(experts), 1.0 - top_k / experts]
             return {"kind": times.ACTIVE_EXPERTS, "start": start, "feature": _feature("tokens")}
-        case Dense(feature, values, _):
+        case Dense(feature, values):
             numbers += np.asarray(values, float).tolist()
-            size = {"columns": len(values), "knee": function.together}
+            size = {"columns": len(values), "knee": function.together, "halves": function.halves}
             return {"kind": times.DENSE, "start": start, "feature": _feature(feature), **size}
         case Shared():
             return {"kind": times.SHARED, "start": start, **_shared(function, numbers)}

@@ -8,6 +8,7 @@ deployment only read them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from traces.bundle import content_hash
 from traces.digest import text_digest
 
 KERNELS = "kernels.parquet"
-FORMAT = 2  # of the baked tables: a change of what baking does changes their digest
+FORMAT = 3  # of the baked tables: a change of what baking does changes their digest
 BAKED_FOR = (
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
     "enable_expert_parallel", "all2all_backend", "num_redundant_experts", "dtype",
@@ -101,4 +102,5 @@ def _bake(
         with suppress(OSError):  # a profile that cannot be written to
             save_library(library, profile)
     tables.notes["kernels_of"] = f"vllm {version} on {hardware.name}, {types.dense}"
+    tables.notes = json.loads(json.dumps(tables.notes, sort_keys=True))  # as they will be read
     return tables

@@ -59,7 +59,7 @@ def bake_experts(
             imbalance[str(load.tokens)] = round(load.imbalance(), 3)
     lines = {name: np.stack(np.broadcast_arrays(*part), axis=1) for name, part in columns.items()}
     notes = {"expert_load": loads.said, "imbalance_at_tokens": imbalance}
-    return ExpertTables(sizes, _padded(engine, ranks), lines, most, notes)
+    return ExpertTables(sizes, _padded(engine, ranks), lines, most, moe.layers, notes)
 
 
 def _layer(prices: Prices, shared: list[Call], load: RankLoads) -> tuple[dict[str, Floats], bool]:

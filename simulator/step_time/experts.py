@@ -38,11 +38,13 @@ class ExpertTables:
     """Seconds in a step over ``grid`` tokens of all ranks, one line a draw.
 
     ``padded[m]``: tokens of all ranks where the fullest has m and CUDA graphs make all run as
-    many; ``most`` the largest number of tokens that rests on measurements.
+    many; ``most`` the largest number of tokens that rests on measurements; ``layers`` those
+    with experts.
     """
 
     grid: Floats
     padded: Floats
     parts: dict[str, Floats]
     most: int
+    layers: int
     notes: dict[str, Any]

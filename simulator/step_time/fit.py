@@ -78,12 +78,20 @@ def _joined(parts: Sequence[Samples]) -> Samples:
 
 
 def _together(ranks: Sequence[Samples]) -> Samples:
-    """Ranks that step together: of each step the fullest's shape, and the slowest's times."""
+    """Ranks that step together: of each step the fullest's shape, and the slowest's times.
+
+    What the others ran is noted in it; a rank without requests ran a dummy batch of one token.
+    """
     every = _joined(ranks)
     tokens = np.array([shape.tokens for shape in every.shapes], np.int64)
     order = np.lexsort((-tokens, every.step))
     firsts = np.flatnonzero(np.diff(every.step[order], prepend=-1))
     fullest = order[firsts]
+    there = np.diff(firsts, append=len(order))
+    totals = np.add.reduceat(tokens[order], firsts) + len(ranks) - there
+    for i, total in zip(fullest, totals, strict=True):
+        every.shapes[i].engine_tokens = int(total)
+        every.shapes[i].most_tokens = int(tokens[i])
     slowest = {
         name: np.fmax.reduceat(getattr(every, name)[order], firsts)
         for name in ("forward_s", "host_s", "gap_s")
@@ -250,7 +258,8 @@ def fit_profile(
             raise TraceError(f"{other.path}: another engine version than {first.path}")
     progress("reading steps")
     samples = [samples_of(b, cluster) for b in bundles]
-    forward, host = forward_terms(model.moe), HOST_TERMS
+    together = any(shape.engine_tokens for part in samples for shape in part.shapes)
+    forward, host = forward_terms(model.moe, together=together), HOST_TERMS
     progress("fitting forward, host and gap")
     parts = {
         "forward": _fit_named(samples, "forward_s", forward),

@@ -91,7 +91,7 @@ class FittedStepTime(CompiledStepTime):
 
     def __init__(self, profile: StepProfile, model: ModelSpec) -> None:
         super().__init__(
-            _bind(profile.forward, forward_terms(model.moe)),
+            _bind(profile.forward, forward_terms(model.moe, together=True)),
             _bind(profile.host, HOST_TERMS),
             _bind(profile.gap, HOST_TERMS),
             frontend_ps=to_ps(profile.frontend_s),

@@ -109,12 +109,14 @@ class Dense:
     """A value for each of 0, 1, 2, ... of the feature; beyond the last it holds, and is counted.
 
     Up to ``together`` tokens on the fullest rank all ranks that step together run as many as
-    that one (CUDA graphs of one size): it counts then, in place of the feature.
+    that one (CUDA graphs of one size): it counts then, in place of the feature. ``halves``:
+    where a step is halved it is twice the value of half the tokens of the fullest rank.
     """
 
     feature: str
     values: Numbers
     together: int = 0
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)

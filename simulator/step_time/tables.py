@@ -72,7 +72,7 @@ def save_tables(tables: StepTables, path: Path) -> None:
         experts = tables.experts
         arrays |= {"experts.grid": experts.grid, "experts.padded": experts.padded}
         arrays |= {f"experts.{name}": part for name, part in experts.parts.items()}
-        arrays["experts.most"] = np.array(experts.most)
+        arrays["experts.most"] = np.array([experts.most, experts.layers])
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -95,10 +95,10 @@ def load_tables(path: Path) -> StepTables:
             experts = None
             if "experts.grid" in found:
                 parts = {name: found[f"experts.{name}"] for name in PARTS}
+                most, with_experts = (int(n) for n in found["experts.most"])
                 experts = ExpertTables(
-                    found["experts.grid"], found["experts.padded"], parts,
-                    int(found["experts.most"]), {},
-                )  # fmt: skip
+                    found["experts.grid"], found["experts.padded"], parts, most, with_experts, {}
+                )
             tokens_most, sampled_most, together = (int(n) for n in found["most"])
             return StepTables(
                 found["by_tokens"], found["collectives"], found["hop"], found["by_sampled"],
@@ -115,8 +115,8 @@ class OperatorStepTime(CompiledStepTime):
     def __init__(self, tables: StepTables, *, step_s: float = 0.0, frontend_s: float = 0.0) -> None:
         self._tables = tables
         forward: list[tuple[str, float, Function]] = [
-            ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together)),
-            ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together)),
+            ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together, halves=True)),
+            ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together, halves=True)),
             ("overhead", step_s, Constant()),
         ]
         head = [(1.0, Dense("sampled", tables.by_sampled))]
@@ -124,20 +124,26 @@ class OperatorStepTime(CompiledStepTime):
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
             forward.append(("attention", float(count), attention))
+        exchange: list[tuple[float, Function]] = []
         ranges = {"tokens": tables.tokens_most, "sampled": tables.sampled_most}
         if (experts := tables.experts) is not None:
             ranges["engine_tokens"] = experts.most
-            for name in PARTS:
-                curves = Shared(experts.grid, experts.parts[name], experts.padded)
-                part = "collectives" if name == "exchange" else name
-                forward.append((part, 1.0, curves))
+            curves = {n: Shared(experts.grid, experts.parts[n], experts.padded) for n in PARTS}
+            exchange.append((1.0, curves.pop("exchange")))
+            forward += [(name, 1.0, function) for name, function in curves.items()]
         super().__init__(
             [(coefficient, function) for _, coefficient, function in forward],
             head=head,
             hop=hop,
+            exchange=exchange,
             frontend_ps=to_ps(frontend_s),
             ranges=ranges,
-            parts=[*(part for part, _, _ in forward), "sampling", *["collectives"] * len(hop)],
+            overlap=tables.experts.layers if tables.experts else 1,
+            parts=[
+                *(part for part, _, _ in forward),
+                "sampling",
+                *["collectives"] * len(hop + exchange),
+            ],
         )
 
     def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:

@@ -18,8 +18,11 @@ KNEES = (4, 16, 64, 256)
 HOST_TERMS: dict[str, Term] = {"step": Constant(), "rows": Linear("rows")}
 
 
-def forward_terms(moe: MoESpec | None) -> dict[str, Term]:
-    """Terms of the worker's forward, by name; units as in ``BatchShape``."""
+def forward_terms(moe: MoESpec | None, *, together: bool = False) -> dict[str, Term]:
+    """Terms of the worker's forward, by name; units as in ``BatchShape``.
+
+    ``together``: of ranks in lock-step, whose experts take the tokens of all.
+    """
     features = (
         "tokens", "sampled", "decodes", "decode_context", "prefill_rows", "prefill_context",
         "prefill_pairs",
@@ -30,4 +33,8 @@ def forward_terms(moe: MoESpec | None) -> dict[str, Term]:
         terms[f"tokens_beyond_{knee}"] = Beyond("tokens", knee)
     if moe is not None:
         terms["active_experts"] = ActiveExperts(moe.experts, moe.top_k)
+    if together:
+        terms["engine_tokens"] = Linear("engine_tokens")
+        for knee in KNEES[1:]:
+            terms[f"engine_tokens_upto_{knee}"] = UpTo("engine_tokens", knee)
     return terms

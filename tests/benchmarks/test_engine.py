@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_workloads import BENCHES, ENGINE, MOONCAKE, Bench, full_tables
+from bench_workloads import BENCHES, ENGINE, MOONCAKE, Bench, full_tables, shared_experts
 
 from simulator.arrivals import OpenLoop
 from simulator.fleet import CompiledFleet, PlainFleet
@@ -118,6 +118,25 @@ def test_a_quiet_step_costs_the_same_for_any_batch(capsys: pytest.CaptureFixture
         shown = ", ".join(f"{batch}: {us:.2f} us" for batch, us in cost_us.items())
         print(f"\na quiet step by batch size: {shown}")
     assert cost_us[256] < 3 * max(cost_us[4], 0.1)
+
+
+def test_lock_step_with_drawn_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    """DP8+EP8 against eight engines of their own: steps of a rank for each CPU second."""
+    alone = replace(BENCHES["16x10k"], replicas=8, requests=8000)
+    together = replace(alone, config=replace(ENGINE, lock_step_ranks=8))
+    rates = []
+    for bench, model in ((alone, full_tables()), (together, full_tables(shared_experts()))):
+        best = 0.0
+        for _ in range(3):
+            demand = bench.demand()
+            begun_s = time.process_time()
+            fleet = CompiledFleet(demand, 8, model)
+            Simulation(demand, bench.router, fleet).run(OpenLoop(demand))
+            best = max(best, fleet.steps()[0] / (time.process_time() - begun_s))
+        rates.append(best)
+    with capsys.disabled():
+        print(f"\nsteps/s: {rates[0]:,.0f} alone, {rates[1]:,.0f} of ranks in lock-step")
+    assert rates[1] >= rates[0] / 5
 
 
 def test_gate(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from replay.plan import make_plan
 from replay.simulate import replay
 from simulator.demand import Demand
 from simulator.recorded import replay_recorded
-from simulator.routing.vllm_dp import VllmDP
 from simulator.step_time.fit import fit_profile
 from simulator.step_time.fitted import save_profile
 from traces.bundle import Bundle, read_bundle
@@ -47,7 +45,7 @@ def test_preemption_sample_has_preemptions() -> None:
 
 @pytest.mark.parametrize(("model", "fitted", "target"), [
     ("dense", "low", "high"), ("dense", "high", "low"),
-    ("moe", "low", "high"), ("moe", "high", "low"), ("moe-dp2ep2", "low", "high"),
+    ("moe", "low", "high"), ("moe", "high", "low"),
 ])  # fmt: skip
 def test_free_run_at_another_load(
     model: str, fitted: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -71,22 +69,6 @@ def test_free_run_at_another_load(
     with capsys.disabled():
         print(f"\n{model}, {fitted} to {target}: " + ", ".join(lines))
     assert beyond == {}
-
-
-@pytest.mark.parametrize("group", [g for g in sample_groups() if "dp2" in g])
-def test_the_router_chooses_as_the_recorded_front_end_did(group: str) -> None:
-    """Given the loads that it saw, when it saw them."""
-    for path in sample_runs(group):
-        choices = read_bundle(path).table("routing").to_pylist()
-        ranks = [SimpleNamespace(unfinished=0) for _ in choices[0]["in_flight"]]
-        router = VllmDP(ranks)
-        for row in choices:
-            for rank, unfinished in zip(ranks, row["in_flight"], strict=True):
-                rank.unfinished = unfinished
-            router.publish(list(zip(row["waiting"], row["running"], row["kv_usage_frac"],
-                                    strict=True)))  # fmt: skip
-            assert router.choose() == row["replica"], row
-        assert {row["replica"] for row in choices} == {*range(len(ranks))}
 
 
 def statistics(bundle: Bundle) -> dict[str, float]:

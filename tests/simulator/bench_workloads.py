@@ -5,7 +5,7 @@ An A100-like device with a Llama-2-7B: 256 seats, a budget of 2048 tokens, 7000 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from simulator.demand import Demand
 from simulator.scheduling import SchedulerConfig
 from simulator.step_time.compiled import CompiledStepTime
-from simulator.step_time.functions import Axis, Constant, Function, Table
+from simulator.step_time.functions import Axis, Constant, Function, Shared, Table
 from traces.workload import load_workload
 
 Floats = npt.NDArray[np.float64]
@@ -150,8 +150,16 @@ BYTES_PER_S, FLOPS = 1.6e12, 200e12
 LAUNCH_S = 4e-6
 
 
-def full_tables() -> CompiledStepTime:
-    """Twelve tables, a roofline of each operator sampled on logarithmic grids."""
+def shared_experts() -> list[tuple[float, Function]]:
+    """Experts of eight ranks: their work and the wait for the slowest, drawn 32 times."""
+    grid = np.unique(np.geomspace(1, 8 * 2048, 29).round())
+    wait = np.random.default_rng(3).gamma(4.0, 0.05, (32, 1))
+    work = LAYERS * (LAUNCH_S + grid / 8 * 6 * HIDDEN * 2048 / FLOPS)
+    return [(1.0, Shared(grid, [work])), (1.0, Shared(grid, wait * work))]
+
+
+def full_tables(more: Sequence[tuple[float, Function]] = ()) -> CompiledStepTime:
+    """Twelve tables, a roofline of each operator sampled on logarithmic grids, and ``more``."""
     layer = [
         (2.0, _line("tokens", lambda m: m * HIDDEN * 4 / BYTES_PER_S)),  # norms
         (1.0, _line("tokens", lambda m: m * HIDDEN * 6 / BYTES_PER_S)),  # rotary
@@ -171,7 +179,7 @@ def full_tables() -> CompiledStepTime:
     ]
     forward = [(LAYERS * times, table) for times, table in layer] + once
     host: list[tuple[float, Function]] = [(1e-4, Constant())]
-    return CompiledStepTime(forward, host, host)
+    return CompiledStepTime([*forward, *more], host, host)
 
 
 def _gemm(m: Floats, n: int, k: int) -> Floats:

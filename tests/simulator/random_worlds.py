@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from worlds import config, linear_step, shared_step
+from worlds import config, halving_step, linear_step, shared_step
 
 from simulator.demand import Demand
 from simulator.routing import ROUTERS
@@ -57,6 +57,8 @@ def random_world(seed: int) -> World:
         watermark=rng.choice([0.0, 0.0, 0.05]),
         lock_step_ranks=ranks,
         stage_layers=stages,
+        dbo_decode_token_threshold=rng.choice([0, 2]) * (ranks > 1),
+        dbo_prefill_token_threshold=rng.choice([2, 8]),
         dp_sync_interval=rng.choice([1, 3, 16]),
     )
     if not chunked:  # the scan stops at a prompt that does not fit, preempted or not
@@ -66,7 +68,7 @@ def random_world(seed: int) -> World:
     how = {
         "router": list(ROUTERS)[seed // 2 % len(ROUTERS)],
         "replicas": ranks * rng.randint(1, 4 if ranks == 1 else 2),
-        "model": linear_step() if ranks == 1 else shared_step(),
+        "model": linear_step() if ranks == 1 else rng.choice([shared_step, halving_step])(),
         "concurrency": rng.choice([None, None, 1, 5]),
     }
     return World(seed, table, given, settings, how)

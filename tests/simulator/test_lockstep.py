@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from worlds import Make, config, in_ms, shared_step, simulate
+from worlds import Make, config, halving_step, in_ms, shared_step, simulate
 
 from simulator.fleet import CompiledFleet, PlainFleet
 
@@ -67,3 +67,26 @@ def test_asynchronous_ranks_stop_at_a_multiple_of_the_interval(make: Make, outpu
     assert len(ranks[0]) == len(ranks[1])
     assert len(ranks[0]) % 8 == 0
     assert sum(not dummy for *_, dummy in ranks[0]) == output
+
+
+@both
+@pytest.mark.parametrize(
+    ("prompts", "forward_ms"),
+    [
+        # 5 + 2 x 8 of the layers and 16 of the exchange, of which the halves hide all but a fourth
+        ((8, 8), max(21, 16) + 16 / 4),
+        ((8, 3), 5 + 16 + 11),  # the rank with 3 has too few
+        ((16, 8), 5 + 32 + 24),  # half of 16 is all the other has: its second half is empty
+        ((16, 9), max(5 + 32, 25) + 25 / 4),
+    ],
+)
+def test_halves_hide_the_exchange_if_every_rank_has_enough(
+    make: Make, prompts: tuple[int, int], forward_ms: float
+) -> None:
+    found = simulate(
+        *((0.0, prompt, 1) for prompt in prompts), make=make, replicas=2, model=halving_step(),
+        settings=config(
+            lock_step_ranks=2, dbo_decode_token_threshold=2, dbo_prefill_token_threshold=8
+        ),
+    )  # fmt: skip
+    assert in_ms(found["steps"]["forward_s"]) == [forward_ms] * 2

@@ -192,7 +192,7 @@ def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
         tokens=4, rows=4, sampled=4, decodes=4, decode_context=1024,
         decode_context_sq=2 * 128**2 + 2 * 384**2,
     )  # fmt: skip
-    slower = step.times(unequal).forward / 1e12
+    slower = step.times(unequal).alone / 1e12
     assert slower - found == pytest.approx(0.1 * attention, rel=1e-6)
     assert step.coverage() == {"steps": 2, "extrapolated": 0}
     beyond = BatchShape(

@@ -15,7 +15,7 @@ from simulator.records import Collected, Recorder, requests_table
 from simulator.scheduling import SchedulerConfig
 from simulator.simulation import Simulation
 from simulator.step_time.compiled import CompiledStepTime
-from simulator.step_time.functions import Constant, Linear
+from simulator.step_time.functions import Constant, Dense, Linear, Shared
 
 MS = PS_PER_S // 1000
 Make = Callable[..., CompiledFleet | PlainFleet]
@@ -42,6 +42,20 @@ def shared_step() -> CompiledStepTime:
         forward=[(5e-3, Constant()), (2e-3, Linear("tokens")), (1e-3, Linear("engine_tokens"))],
         host=[(1e-3, Linear("rows"))],
         gap=[(1e-3, Linear("sampled"))],
+    )
+
+
+def halving_step() -> CompiledStepTime:
+    """``shared_step`` with an exchange of 1 ms a token of the engine, in two layers."""
+    return CompiledStepTime(
+        forward=[
+            (5e-3, Constant()),
+            (2e-3, Dense("tokens", [float(n) for n in range(999)], halves=True)),
+        ],
+        host=[(1e-3, Linear("rows"))],
+        gap=[(1e-3, Linear("sampled"))],
+        exchange=[(1e-3, Shared([1, 999], [[1, 999], [3, 1001]]))],
+        overlap=2,
     )
 
 
