@@ -29,7 +29,7 @@ from validation.pairing import Rows
 _REQUEST_COLUMNS = (
     "request_id", "arrival_s", "sent_s", "output_tokens", "scheduled_s", "first_token_s",
     "finished_s", "status", "token_times_s", "prefill_finished_s", "transfer_start_s",
-    "transfer_end_s", "decode_scheduled_s",
+    "transfer_end_s", "decode_scheduled_s", "decode_replica",
 )  # fmt: skip
 
 Bools = npt.NDArray[np.bool_]
