@@ -37,7 +37,7 @@ def test_the_report_draws_itself_and_asks_nobody(tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr, [x for x in done.stderr.splitlines() if "CONSOLE" in x]
     dom = done.stdout
     drawn = re.findall(r'<div class="chart js-plotly-plot" id="chart-(\w+)"', dom)
-    assert len(drawn) == 10, drawn
+    assert len(drawn) == 11, drawn
     assert "owned" not in re.findall(r"<title>(.*?)</title>", dom, re.DOTALL)[0]
     ttft = card.metrics["ttft"]
     for cell in words.cells(ttft.statistics["p99"], ttft.metric):
