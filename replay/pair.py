@@ -37,7 +37,8 @@ class Launch(BaseModel):
     """How to start the engines: the ``launch`` part of a deployment file.
 
     Engines listen on ``port``, ``port`` + 1, ..., in the order of the clusters, and for each
-    other on ``side_channel_port`` and up.
+    other on ``side_channel_port`` and up. ``environment_of`` a cluster adds to that of all, as
+    ``{decode: {VLLM_CPU_OMP_THREADS_BIND: "1"}}``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,7 @@ class Launch(BaseModel):
     program: list[str] = ["vllm"]
     arguments: list[str] = []
     environment: dict[str, str] = {}
+    environment_of: dict[str, dict[str, str]] = {}
     port: int = 8100
     side_channel_port: int = 5600
 
@@ -70,9 +72,12 @@ def run_pair(path: Path, out: Path) -> Bundle:
                 parts[cluster.role].append(part)
                 serve = serve_command(launch, cluster, link, number)
                 command = [sys.executable, "-m", "replay.cli", "capture", "--out", str(part), "--"]
-                channel = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(launch.side_channel_port + number)}
+                own = {
+                    "VLLM_NIXL_SIDE_CHANNEL_PORT": str(launch.side_channel_port + number),
+                    **launch.environment_of.get(cluster.name, {}),
+                }
                 process = subprocess.Popen(
-                    [*command, *serve], env={**environment, **channel},
+                    [*command, *serve], env={**environment, **own},
                     start_new_session=True, preexec_fn=stop_with_parent,
                 )  # fmt: skip
                 engines.append((process, part))

@@ -23,6 +23,7 @@ from simulator.records import Recorder, Sink, requests_table
 from simulator.simulation import Simulation
 from simulator.stage import Stage
 from simulator.step_time.base import StepTimeModel
+from traces.digest import text_digest
 from traces.errors import ConfigError
 from traces.workload import Workload
 
@@ -115,7 +116,7 @@ def prepare_disaggregated(
         coverage = [model.coverage() for model in steps]
         names = [part.cluster.name for part in parts]
         return {
-            "operators": dict(zip(names, operators, strict=True)),
+            "operators": _one_note(dict(zip(names, operators, strict=True))),
             "step_time": {key: sum(c[key] for c in coverage) for key in coverage[0]},
             **_spent(steps),
             "kv_capacity": {p.cluster.name: p.capacity.source for p in parts},
@@ -131,6 +132,19 @@ def prepare_disaggregated(
         },
         notes,
     )
+
+
+def _one_note(operators: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What to note of the profiles of several clusters: one digest, and all they saw."""
+    profiles = {name: note["profile"] for name, note in operators.items()}
+    same = len(set(profiles.values())) == 1
+    return {
+        "profile": next(iter(profiles.values())) if same else text_digest(profiles),
+        "fitted_on": sorted(
+            {digest for note in operators.values() for digest in note["fitted_on"]}
+        ),
+        "clusters": operators,
+    }
 
 
 def _link(plan: Plan, prefill: ClusterPlan, decode: ClusterPlan) -> Link:

@@ -5,6 +5,8 @@ Events at one time happen in the order of their kind, then of their replica:
 0 ``ARRIVAL``   requests reach the front end
 1 ``STEP_END``  a replica's step ends
 2 ``WAKE``      a replica schedules its next step
+
+What passes between clusters comes before all step ends (``disaggregation/simulation.py``).
 """
 
 from __future__ import annotations

@@ -132,7 +132,11 @@ def _joined(first: pa.Table, last: pa.Table, transfers: pa.Table) -> tuple[pa.Ta
     ids = first["request_id"].combine_chunks()
     rows = pc.index_in(ids, value_set=last["request_id"].combine_chunks())
     moves = pc.index_in(ids, value_set=transfers["request_id"].combine_chunks())
-    taken = {name: last[column].combine_chunks().take(rows) for name, column in _OF_DECODE.items()}
+    taken = {
+        name: last[column].combine_chunks().take(rows)
+        for name, column in _OF_DECODE.items()
+        if column in last.column_names
+    }
     taken["status"] = pc.fill_null(taken["status"], "unfinished")
     taken["output_tokens"] = pc.fill_null(taken["output_tokens"], 0)
     preempted = pc.fill_null(last["preemptions"].combine_chunks().take(rows), 0)

@@ -81,6 +81,8 @@ def test_bundle(world: Path, replay: Callable[..., Result]) -> None:
     assert set(transfers["destination"]) == {"d/0", "d/1", "d/2"}
     assert set(bundle.table("steps")["cluster"].to_pylist()) == {"p", "d"}
     assert bundle.manifest.notes["lost_leases"] == 0
+    assert bundle.manifest.notes["operators"]["fitted_on"] == []
+    assert set(bundle.manifest.notes["operators"]["clusters"]) == {"p", "d"}
     assert not bundle.manifest.ignored
 
 

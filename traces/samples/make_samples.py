@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from traces.bundle import Bundle, Manifest, read_bundle, write_bundle, write_table
 from traces.metrics import request_metrics
@@ -63,6 +64,7 @@ class Group:
     shape: str = "plain"
     serve: tuple[str, ...] = ()
     layers: int = 0  # repeats that keep experts and spans: they are the bulk of a bundle
+    pair: bool = False  # a prefill and a decode engine, each with a core of its own
 
     @property
     def deployment(self) -> tuple[str, tuple[str, ...]]:
@@ -85,6 +87,8 @@ GROUPS = (
     Group("dense-tp2", "dense", 0.45, 120, 3, seed=7, serve=TP2, layers=1),
     Group("moe-dp2ep2-low", "moe", 0.25, 100, 3, seed=8, serve=DP2_EP2, layers=1),
     Group("moe-dp2ep2-high", "moe", 0.45, 120, 3, seed=9, serve=DP2_EP2, layers=1),
+    # at a low rate: an engine with a transfer under way polls, and the client has no core left
+    Group("dense-pd", "dense", 0.15, 80, 3, seed=9, pair=True),
 )
 # log-normal prompt and output lengths: median, sigma, smallest, largest
 LENGTHS = {
@@ -147,6 +151,8 @@ class Lab:
         with self._server(group, out) as url:
             command = [frontier(), "live", str(workload), "--url", url, "--out", str(client)]
             command += ["--warmup", str(WARMUP), "--vocab-size", "8192", *live]
+            if group.pair:
+                command += ["--decode-url", following(url)]
             subprocess.run(command, check=True)
         bundle = read_bundle(out)
         notes = read_bundle(client).manifest.notes["live"]
@@ -171,17 +177,59 @@ class Lab:
             serve += ["--num-gpu-blocks-override", str(group.blocks)]
         log = (self._scratch / "server.log").open("wb")
         command = [frontier(), "capture", "--out", str(out), "--", *serve]
+        if group.pair:
+            file = self._scratch / "pair.yaml"
+            file.write_text(yaml.safe_dump(pair_deployment(self._vllm, checkpoint, port)))
+            command = [frontier(), "capture", "--out", str(out), "--deployment", str(file)]
         server = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_up(url, server, Path(log.name))
+            if group.pair:
+                wait_until_up(following(url), server, Path(log.name))
             yield url
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
             log.close()
+
+
+def pair_deployment(vllm: Path, checkpoint: Path, port: int) -> dict[str, Any]:
+    """A prefill and a decode engine over NIXL on one host, as a deployment file."""
+    engine = {
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 512,
+        "max_num_seqs": 64,
+        "block_size": BLOCK_TOKENS,
+        "enforce_eager": True,
+    }
+    return {
+        "model": "model.json",
+        "clusters": [
+            {"name": role, "role": role, "hardware": "cpu", "engine": engine}
+            for role in ("prefill", "decode")
+        ],
+        "links": [{"from": "prefill", "to": "decode", "bandwidth_gb_s": 1.0}],
+        "launch": {
+            "checkpoint": str(checkpoint),
+            "program": [str(vllm / "bin" / "vllm")],
+            "arguments": ["--skip-tokenizer-init"],
+            "environment": {"UCX_TLS": "tcp,sm,self", "UCX_NET_DEVICES": "lo"},
+            "environment_of": {
+                "prefill": {"VLLM_CPU_OMP_THREADS_BIND": "0"},
+                "decode": {"VLLM_CPU_OMP_THREADS_BIND": "1"},
+            },
+            "port": port,
+        },
+    }
+
+
+def following(url: str) -> str:
+    """The engine on the next port."""
+    base, port = url.rsplit(":", 1)
+    return f"{base}:{int(port) + 1}"
 
 
 def requests(rng: np.random.Generator, group: Group, rate_per_s: float) -> pa.Table:
@@ -289,7 +337,7 @@ def measures(bundle: Bundle) -> dict[str, float]:
         dummy = steps["dummy"].to_numpy(zero_copy_only=False)
         found["dummy"] = float(dummy[inside].mean())
         inside &= ~dummy
-    engines = len(steps["replica"].unique())
+    engines = len(steps.group_by(["cluster", "replica"]).aggregate([]))
     found["busy"] = float((end_s - start_s)[inside].sum() / (last - first) / engines)
     found["running"] = float(np.average(steps["running"].to_numpy()[inside]))
     found["preempted"] = float((judged(bundle, "preemptions") > 0).mean())

@@ -1,0 +1,53 @@
+"""A real prefill and a real decode engine over NIXL, captured and held against our schedulers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from vllm_server import BIN, free_port, running, send, workload
+
+from replay.plan import make_plan
+from simulator.disaggregation.setup import Side, demands
+from simulator.recorded import replay_recorded_pair
+from simulator.step_time.compiled import CompiledStepTime
+from traces.bundle import read_bundle
+from traces.samples.make_samples import following, pair_deployment, wait_until_up
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("nixl")
+REQUESTS = 16
+SHARE = 0.99  # of steps: what a transfer's end has missed by a poll is a step late
+
+
+def test_the_pair_decides_as_our_schedulers_do(tmp_path: Path, models: Path) -> None:
+    port = free_port()
+    file, out = tmp_path / "pair.yaml", tmp_path / "bundle"
+    file.write_text(yaml.safe_dump(pair_deployment(BIN.parent, models / "dense", port)))
+    command = [BIN / "frontier", "capture", "--out", out, "--deployment", file]
+    work = workload(tmp_path / "work", REQUESTS, 1.0, seed=1)
+    with running(command, tmp_path / "log", port) as servers:
+        servers.wait_until_up()
+        wait_until_up(following(servers.url), servers.process, servers.log)
+        client = send(work, servers.url, tmp_path / "client", "--decode-url",
+                      following(servers.url))  # fmt: skip
+        assert servers.stop() == 0, servers.said
+    bundle = read_bundle(out)
+    assert set(client.requests["status"].to_pylist()) == {"finished"}
+    assert set(bundle.requests["status"].to_pylist()) == {"finished"}
+    assert len(bundle.table("transfers")) == REQUESTS
+    assert bundle.manifest.ignored == []
+    plan = make_plan(out)
+    sides = [
+        Side(part.cluster.name, 1, part.scheduler_config(), CompiledStepTime([]), "round_robin")
+        for part in (plan.side("prefill"), plan.side("decode"))
+    ]
+    asked = demands(bundle.requests, sides[0], sides[1], bundle.manifest.hash_block_tokens)
+    requests = tuple([demand.make(i) for i in range(REQUESTS)] for demand in asked)
+    found = replay_recorded_pair(
+        bundle, (requests[0], requests[1]), (sides[0].config, sides[1].config)
+    )
+    for agreement in found.values():
+        assert agreement.share >= SHARE, agreement.first
+        assert agreement.blocks >= SHARE * agreement.steps - 1
