@@ -105,7 +105,7 @@ def load_tables(path: Path) -> StepTables:
                 tokens_most, sampled_most, together, grids, layers, experts,
                 json.loads(str(found["notes"])),
             )  # fmt: skip
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: not a baked table: {error}") from None
 
 
