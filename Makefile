@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: help demo test lint bench bench-capture gate equality faults wheel-test vllm-test
+.PHONY: help demo test lint bench bench-capture gate long-test faults wheel-test vllm-test
 .PHONY: af-testbed samples clean
 
 help: ## this list
@@ -38,7 +38,7 @@ bench-capture: $(VLLM_VENV)/.ready ## what the hooks cost a step
 gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the reference
 	$(BIN)/pytest -q -s -m bench -k gate tests/benchmarks
 
-equality: $(VENV)/.ready ## the largest benchmark at a tenth, fast engine against the reference: two minutes
+long-test: $(VENV)/.ready ## tests that take minutes: the largest benchmark against the reference, false alarms
 	$(BIN)/pytest -q -m long tests
 
 faults: $(VENV)/.ready ## faults seeded into simulations of the captures, and what the gate says

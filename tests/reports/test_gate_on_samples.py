@@ -36,6 +36,7 @@ def only_requests(bundle: Bundle, path: Path) -> Bundle:
     return write_bundle(path, bundle.manifest, {"requests": bundle.requests})
 
 
+@pytest.mark.long
 def test_without_a_fault_the_gate_is_silent(lab: Lab, tmp_path: Path) -> None:
     """Checks over all ordered pairs of repeats (b against a), in three ways to use them."""
     counts = {"measured anew": [0, 0], "measured anew, with repeats": [0, 0], "A/A": [0, 0]}
