@@ -136,23 +136,20 @@ def test_killed_and_resumed_the_table_is_the_same(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def deadly(task: tuple[str, str]) -> str:
-    """Dies of ``poison`` always, of ``once`` the first time."""
-    what, folder = task
-    if what == "poison" or (what == "once" and not (Path(folder) / "seen").exists()):
-        (Path(folder) / "seen").touch()
-        os._exit(13)
-    return what.upper()
-
-
-def make_deadly() -> Callable[[tuple[str, str]], str]:
-    return deadly
-
-
 def test_a_dying_process_is_retried_and_a_poisoned_point_given_up(tmp_path: Path) -> None:
+    def make() -> Callable[[tuple[str, str]], str]:  # in here it goes to processes by value
+        def deadly(task: tuple[str, str]) -> str:
+            what, folder = task
+            if what == "poison" or (what == "once" and not (Path(folder) / "seen").exists()):
+                (Path(folder) / "seen").touch()
+                os._exit(13)
+            return what.upper()
+
+        return deadly
+
     names = ["a", "poison", "once", "b"]
     backend = Local(2)
-    with backend.open(make_deadly):
+    with backend.open(make):
         found = list(backend.run([(name, str(tmp_path)) for name in names]))
     assert sorted(o.index for o in found) == list(range(4))
     for outcome in found:
