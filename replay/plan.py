@@ -22,6 +22,7 @@ from simulator.memory import KVCapacity, kv_capacity, pipeline_stages
 from simulator.model import ModelSpec, load_model
 from simulator.moe.deployed import deployed_loads
 from simulator.moe.laws import check_law
+from simulator.pipeline.roles import attention_ffn, attention_part
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.step_time.base import StepTimeModel
@@ -140,8 +141,17 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
         _check_pipeline(cluster, model)
         _check_overlap(cluster.engine)
     if operators is not None:
-        deployment = deployment.model_copy(update={"operators": str(operators.resolve())})
-    _check_simulated(deployment)
+        # what the command line names stands above what the file does
+        deployment = deployment.model_copy(
+            update={
+                "operators": str(operators.resolve()),
+                "clusters": tuple(
+                    cluster.model_copy(update={"operators": None})
+                    for cluster in deployment.clusters
+                ),
+            }
+        )
+    _check_simulated(deployment, model)
     if version is None or version.split("+")[0] not in ENGINE_VERSIONS:
         known = ", ".join(ENGINE_VERSIONS)
         ignored.append(f"engine version {version or 'unknown'}: scheduler rules of vLLM {known}")
@@ -150,12 +160,18 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
         ClusterPlan(
             cluster,
             model,
-            kv_capacity(model, cluster.engine, _memory_gb(cluster, home), cluster.name, version),
+            kv_capacity(
+                attention_part(model) if cluster.role == "attention" else model,
+                cluster.engine,
+                _memory_gb(cluster, home),
+                cluster.name,
+                version,
+            ),
             cluster.routing or deployment.routing.policy,
-            # what the command line names stands above what the file does
-            deployment.operators if operators else cluster.operators or deployment.operators,
+            cluster.operators or deployment.operators,
         )
         for cluster in deployment.clusters
+        if cluster.role != "ffn"  # it schedules nothing: part of the attention cluster's steps
     )
     version = version or ENGINE_VERSIONS[-1]
     return Plan(deployment, home, model_file, model, parts, version, tuple(ignored), captured)
@@ -169,14 +185,16 @@ def sheet_profile_of(path: Path) -> StepProfile:
     return sheet_profile(plan.model, cluster.engine, hardware, plan.engine_version)
 
 
-def _check_simulated(deployment: Deployment) -> None:
+def _check_simulated(deployment: Deployment, model: ModelSpec) -> None:
     clusters = deployment.clusters
     roles = [cluster.role for cluster in clusters]
-    if roles != ["colocated"] and sorted(roles) != ["decode", "prefill"]:
+    if set(roles) == {"attention", "ffn"}:
+        attention_ffn(deployment, model)
+    elif roles != ["colocated"] and sorted(roles) != ["decode", "prefill"]:
         given = ", ".join(f"{c.name}: {c.role}" for c in clusters)
         raise ConfigError(
-            "clusters: one co-located cluster, or one prefill and one decode cluster, can be "
-            f"simulated, got {given}"
+            "clusters: one co-located cluster, one prefill and one decode cluster, or one "
+            f"attention and some ffn clusters, can be simulated, got {given}"
         )
     for cluster in clusters:
         create_policy(cluster.engine.scheduling_policy)
@@ -216,6 +234,7 @@ def _check_overlap(engine: Engine) -> None:
 def _not_honoured(deployment: Deployment) -> list[str]:
     """Knobs of the deployment that this simulation does not act on."""
     engines = [cluster.engine for cluster in deployment.clusters]
+    apart = any(cluster.role == "ffn" for cluster in deployment.clusters)
     found = {
         "enable_dbo without data-parallel ranks": any(
             e.enable_dbo and e.data_parallel_size == 1 for e in engines
@@ -223,7 +242,9 @@ def _not_honoured(deployment: Deployment) -> list[str]:
         "cudagraph_capture_sizes": any(e.cudagraph_capture_sizes for e in engines),
         "links": len(deployment.clusters) == 1
         and any(link.from_ != link.to for link in deployment.links),
-        "pipeline": deployment.pipeline.policy != "none",
+        "pipeline": not apart and deployment.pipeline.policy != "none",
+        "moe.expert_load with attention and FFN apart: taken as even": apart
+        and deployment.moe.expert_load != "uniform",
     }
     return [name for name, given in found.items() if given]
 
@@ -265,6 +286,8 @@ def load_step_time(
     Of the only cluster, if none is given.
     """
     part = part or plan.only
+    if part.cluster.role == "attention":
+        return _attention_ffn_step_time(plan, part, progress)
     if part.operators is None:
         raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
                           "with --operators")  # fmt: skip
@@ -301,3 +324,27 @@ def load_step_time(
         **({"link": profile.link} if profile.link else {}),
     }
     return FittedStepTime(profile, plan.model), note
+
+
+def _attention_ffn_step_time(
+    plan: Plan, part: ClusterPlan, progress: Callable[[str], None]
+) -> tuple[StepTimeModel, dict[str, Any]]:
+    from simulator.step_time.deployed_attention_ffn import deployed_attention_ffn
+
+    def profile_of(cluster: Cluster) -> Path:
+        name = cluster.operators or plan.deployment.operators
+        if name is None:
+            raise ConfigError(f"operators: no profile given for cluster {cluster.name}; pass one "
+                              "of measured kernels with --operators")  # fmt: skip
+        path = find_file(name, plan.home)
+        if not (path / KERNELS).is_file():
+            raise ConfigError(f"{path}: cluster {cluster.name} needs a profile with {KERNELS}")
+        return path
+
+    def hardware_of(cluster: Cluster) -> Hardware:
+        return with_own_link(load_hardware(cluster.hardware, plan.home), plan, cluster)
+
+    return deployed_attention_ffn(
+        plan.deployment, plan.model, profile_of, hardware_of, plan.engine_version,
+        progress=progress,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from simulator.deployment import Engine
 from simulator.model import ModelSpec
-from simulator.step_time.attention_grid import measured_grid
+from simulator.step_time.attention_grid import AttentionGrid, measured_grid
 from simulator.step_time.attention_predicted import predicted_grid
 from simulator.step_time.expert_baking import bake_experts
 from simulator.step_time.experts import ExpertLoads
@@ -45,6 +45,7 @@ def bake(
     by_sampled, gather, sampled_most = _summed(prices, model, engine, SAMPLED, sampled)
     padded = padded_tokens(engine, len(tokens))
     attention = attention_calls(model, engine.tensor_parallel_size)
+    grids, _ = attention_grids(prices, model, engine)
     experts = bake_experts(prices, model, engine, loads or ExpertLoads())
     return StepTables(
         local[padded],
@@ -54,11 +55,7 @@ def bake(
         tokens_most,
         sampled_most,
         max(engine.graph_sizes(), default=0),
-        [
-            measured_grid(prices.kernels, call)
-            or predicted_grid(prices.unmeasured, prices.types, call, model, engine)
-            for call in attention
-        ],
+        grids,
         [call.count for call in attention],
         experts,
         {
@@ -67,6 +64,18 @@ def bake(
             **(experts.notes if experts else {}),
         },
     )
+
+
+def attention_grids(
+    prices: Prices, model: ModelSpec, engine: Engine
+) -> tuple[list[AttentionGrid], tuple[str, ...]]:
+    """A table for each window of the model, and the layers whose time they include."""
+    grids = [
+        measured_grid(prices.kernels, call)
+        or predicted_grid(prices.unmeasured, prices.types, call, model, engine)
+        for call in attention_calls(model, engine.tensor_parallel_size)
+    ]
+    return grids, MODULE if model.mla is not None and _whole_module(prices) else ()
 
 
 def _between_stages(prices: Prices, sends: list[Call], sizes: Floats) -> Floats:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from simulator.deployment import Engine
 from simulator.hardware import Hardware
 from simulator.model import ModelSpec
 from simulator.step_time.experts import ExpertLoads
-from simulator.step_time.kernel_types import kernel_types
 from simulator.step_time.overhead import load_overhead
 from simulator.step_time.tables import OperatorStepTime, StepTables, load_tables, save_tables
 from traces.bundle import content_hash
@@ -81,26 +79,13 @@ def _bake(
     profile: Path, hashed: str, model: ModelSpec, engine: Engine, hardware: Hardware,
     engine_version: str | None, loads: ExpertLoads | None, progress: Callable[[str], None],
 ) -> StepTables:  # fmt: skip
-    import pyarrow.parquet as pq
-
-    from simulator.operators import Library, kept_library, save_library
     from simulator.step_time.baking import bake
-    from simulator.step_time.prices import Prices
-    from simulator.step_time.select_kernels import select_kernels
-    from simulator.step_time.unmeasured import Unmeasured
+    from simulator.step_time.profile_prices import profile_prices
 
-    types = kernel_types(model, engine)
-    table = pq.read_table(profile / KERNELS)
-    kernels, version = select_kernels(
-        table, hardware, types, engine_version, str(profile), engine.moe_backend
-    )
-    library = kept_library(profile, hashed) or Library(fitted_on={"kernels": hashed})
-    kept = len(library.operators)
-    unmeasured = Unmeasured(kernels, library, progress)
-    tables = bake(Prices(kernels, hardware, types, unmeasured), model, engine, loads)
-    if len(library.operators) > kept:
-        with suppress(OSError):  # a profile that cannot be written to
-            save_library(library, profile)
-    tables.notes["kernels_of"] = f"vllm {version} on {hardware.name}, {types.dense}"
+    with profile_prices(profile, hashed, model, engine, hardware, engine_version, progress) as (
+        prices, kernels_of,
+    ):  # fmt: skip
+        tables = bake(prices, model, engine, loads)
+    tables.notes["kernels_of"] = kernels_of
     tables.notes = json.loads(json.dumps(tables.notes, sort_keys=True))  # as they will be read
     return tables

@@ -1,0 +1,67 @@
+"""The step-time model of attention and FFN clusters from profiles of measured kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from simulator.deployment import Cluster, Deployment
+from simulator.hardware import Hardware
+from simulator.model import ModelSpec
+from simulator.pipeline.roles import attention_ffn
+from simulator.step_time.attention_ffn import Floats, attention_ffn_step_time, split_of
+from simulator.step_time.baking import attention_grids
+from simulator.step_time.deployed import KERNELS
+from simulator.step_time.pipelined import PipelinedStepTime
+from simulator.step_time.prices import Prices
+from simulator.step_time.profile_prices import profile_prices
+from simulator.step_time.stage_prices import AttentionSide
+from traces.bundle import content_hash
+from traces.digest import text_digest
+
+
+def deployed_attention_ffn(
+    deployment: Deployment,
+    model: ModelSpec,
+    profile_of: Callable[[Cluster], Path],
+    hardware_of: Callable[[Cluster], Hardware],
+    engine_version: str | None,
+    loads: Floats | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[PipelinedStepTime, dict[str, Any]]:
+    """The model of the attention cluster's schedulers, and what to note of it in the manifest.
+
+    ``loads (layers, experts)``: shares of token-expert pairs, even by default. Raises
+    ConfigError for what cannot be or cannot be priced, TraceError for a damaged profile.
+    """
+    clusters = attention_ffn(deployment, model)
+    hashes: dict[str, str] = {}
+    notes: dict[str, Any] = {"fitted_on": [], "kernels_of": {}, "fitted": {}}
+    with ExitStack() as stack:
+
+        def prices(cluster: Cluster) -> Prices:
+            profile, hardware = profile_of(cluster), hardware_of(cluster)
+            hashed = content_hash(profile / KERNELS)
+            found, kernels_of = stack.enter_context(
+                profile_prices(
+                    profile, hashed, model, cluster.engine, hardware, engine_version, progress
+                )
+            )
+            hashes[cluster.name] = hashed
+            notes["kernels_of"][cluster.name] = kernels_of
+            return found
+
+        own = prices(clusters.attention)
+        side = AttentionSide(
+            clusters.attention, own, *attention_grids(own, model, clusters.attention.engine)
+        )
+        ffn = [prices(cluster) for cluster in clusters.ffn]
+        split = split_of(clusters, model, side, ffn, loads, deployment.moe.replica_choice)
+        step_time, priced = attention_ffn_step_time(split)
+        for cluster, found in zip((clusters.attention, *clusters.ffn), (own, *ffn), strict=True):
+            notes["fitted"][cluster.name] = dict(found.unmeasured.used)
+    same = len(set(hashes.values())) == 1
+    notes["profile"] = hashes[clusters.attention.name] if same else text_digest(hashes)
+    return step_time, notes | priced
