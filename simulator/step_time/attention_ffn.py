@@ -26,7 +26,7 @@ from simulator.model import ModelSpec
 from simulator.pipeline import Lanes, Pipeline, Stage
 from simulator.pipeline.cross_cluster import cluster_shares
 from simulator.pipeline.roles import AttentionFFN, even_loads
-from simulator.step_time.functions import Dense
+from simulator.step_time.functions import Constant, Dense
 from simulator.step_time.pipelined import PipelinedStepTime
 from simulator.step_time.prices import Prices
 from simulator.step_time.stage_prices import AttentionSide, FFNSide, Split, StagePrices
@@ -65,8 +65,13 @@ def split_of(
     )  # fmt: skip
 
 
-def attention_ffn_step_time(split: Split) -> tuple[PipelinedStepTime, dict[str, Any]]:
-    """The step-time model, and what to note of its prices. Raises ConfigError if one is missing."""
+def attention_ffn_step_time(
+    split: Split, *, step_s: float = 0.0, frontend_s: float = 0.0
+) -> tuple[PipelinedStepTime, dict[str, Any]]:
+    """The step-time model, and what to note of its prices; ``step_s`` is added to every step.
+
+    Raises ConfigError if a price is missing.
+    """
     model, engine = split.model, split.attention.cluster.engine
     kinds = _kinds(model)
     names = sorted(set(kinds))
@@ -88,7 +93,8 @@ def attention_ffn_step_time(split: Split) -> tuple[PipelinedStepTime, dict[str, 
         costs,
         pipelines,
         least=split.micro_batches[0],
-        outside=[(1.0, Dense("tokens", opening))],
+        outside=[(1.0, Dense("tokens", opening)), (step_s, Constant())],
+        frontend_ps=to_ps(frontend_s),
         ranges={"tokens": pricing.most, "sampled": engine.max_num_seqs},
     )
     estimated: dict[str, str] = {}

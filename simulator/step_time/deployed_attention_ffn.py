@@ -14,6 +14,7 @@ from simulator.pipeline.roles import attention_ffn
 from simulator.step_time.attention_ffn import Floats, attention_ffn_step_time, split_of
 from simulator.step_time.baking import attention_grids
 from simulator.step_time.deployed import KERNELS
+from simulator.step_time.overhead import load_overhead
 from simulator.step_time.pipelined import PipelinedStepTime
 from simulator.step_time.prices import Prices
 from simulator.step_time.profile_prices import profile_prices
@@ -59,9 +60,24 @@ def deployed_attention_ffn(
         )
         ffn = [prices(cluster) for cluster in clusters.ffn]
         split = split_of(clusters, model, side, ffn, loads, deployment.moe.replica_choice)
-        step_time, priced = attention_ffn_step_time(split)
+        constants = _overhead(profile_of(clusters.attention), hardware_of(clusters.attention),
+                              engine_version, notes)  # fmt: skip
+        step_time, priced = attention_ffn_step_time(split, **constants)
         for cluster, found in zip((clusters.attention, *clusters.ffn), (own, *ffn), strict=True):
             notes["fitted"][cluster.name] = dict(found.unmeasured.used)
     same = len(set(hashes.values())) == 1
     notes["profile"] = hashes[clusters.attention.name] if same else text_digest(hashes)
     return step_time, notes | priced
+
+
+def _overhead(
+    profile: Path, hardware: Hardware, engine_version: str | None, notes: dict[str, Any]
+) -> dict[str, float]:
+    """The constants fitted for the attention ranks' profile, if any, and a note of them."""
+    overhead = load_overhead(profile)
+    if overhead is None:
+        return {}
+    overhead.check(engine_version, hardware.name, str(profile))
+    constants = {"step_s": overhead.step_s, "frontend_s": overhead.frontend_s}
+    notes |= constants | {"fitted_on": [bundle["hash"] for bundle in overhead.fitted_on]}
+    return constants
