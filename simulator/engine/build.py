@@ -95,7 +95,7 @@ def _optimised(machine: Any) -> Any:
     for function in module.functions:
         if not function.is_declaration and not function.name.startswith(ENTRIES):
             function.linkage = "internal"
-    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    tuning = llvm.create_pipeline_tuning_options(speed_level=1)
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     return module

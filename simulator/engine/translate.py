@@ -16,6 +16,9 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import typed_passes, untyped_passes
+from numba.core.compiler import CompilerBase
+from numba.core.compiler_machinery import PassManager
 from numba.extending import intrinsic
 
 from simulator.engine import entries, layout
@@ -30,6 +33,22 @@ KINDS |= {
     for name, record in vars(layout).items()
     if isinstance(record, type) and issubclass(record, Record) and record is not Record
 }
+
+
+class Lean(CompilerBase):  # type: ignore[misc]
+    """Of numba's passes those that functions of numbers need: a fifth faster than all."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        passes = PassManager("lean")
+        for step in (
+            untyped_passes.TranslateByteCode, untyped_passes.FixupArgs,
+            untyped_passes.IRProcessing, untyped_passes.ReconstructSSA,
+            typed_passes.NopythonTypeInference, typed_passes.PreLowerStripPhis,
+            typed_passes.NativeLowering, typed_passes.NoPythonBackend,
+        ):  # fmt: skip
+            passes.add_pass(step, step.__name__)
+        passes.finalize()
+        return [passes]
 
 
 def main(share: int, shares: int) -> None:
@@ -61,7 +80,7 @@ def _assembly(function: Function) -> str:
         elif hasattr(value, "compiled"):
             known[name] = types.ExternalFunction(symbol_of(value), _signature(value))
     alone = FunctionType(function.__code__, {**function.__globals__, **known}, function.__name__)
-    part = numba.cfunc(_signature(function), error_model="numpy")(alone)
+    part = numba.cfunc(_signature(function), error_model="numpy", pipeline_class=Lean)(alone)
     # the wrapper that numba keeps from being one with its function gets the symbol
     module = llvm.parse_assembly(part.inspect_llvm().replace("noinline", "nounwind"))
     module.get_function(part.native_name).name = symbol_of(function)
