@@ -1,9 +1,10 @@
 """Expert parallelism for vLLM on a CPU, which lacks two pieces of it. Records nothing.
 
-As shipped (0.32.0), a CPU server with ``--enable-expert-parallel`` computes wrong outputs
-with tensor parallelism and dies at its first step with data parallelism. This
-``vllm.general_plugins`` entry point adds what is missing at load time. It changes nothing
-on another platform, and nothing that runs without expert parallelism.
+As shipped (0.32.0), the experts of a CPU server with ``--enable-expert-parallel`` take every
+rank's expert ids for their own and read past their weights, and data-parallel ranks have no
+collectives over unequal parts: the workers die at the first step. This
+``vllm.general_plugins`` entry point adds what is missing at load time. It changes nothing on
+another platform, and nothing that runs without expert parallelism.
 """
 
 from __future__ import annotations
