@@ -61,7 +61,10 @@ def attention(m: Model, t: Term) -> float:
 
 @compiled
 def _place(m: Model, start: int, count: int, value: float) -> float:
-    """Place of a value among the points of an axis, of which the first is 0."""
+    """Place of a value among the points of an axis, of which the first is 0.
+
+    One between that and the next, the least measured, counts as the next and as outside.
+    """
     last = count - 1
     if value > number_of(m, start + last).value:
         m.outside = 1
@@ -69,6 +72,7 @@ def _place(m: Model, start: int, count: int, value: float) -> float:
     if value <= 0.0:
         return 0.0
     if value <= number_of(m, start + 1).value:
+        m.outside |= value < number_of(m, start + 1).value
         return 1.0
     low, high = 1, last
     while high - low > 1:

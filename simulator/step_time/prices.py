@@ -145,22 +145,26 @@ class Prices:
                 self._experts = expert_prices(one_backend(where(self.kernels, kind)), call)
             if self._experts is not None:
                 return self._experts.at(pairs, active)
-        curve = self._even_curve(call, pairs)
+        curve, known = self._even_curve(call, pairs)
         tokens = pairs * call.shape["ep"] / call.shape["top_k"]
         even, woken = waking_tokens(call.shape, tokens, active)
         seconds, outside = curve.at(tokens)
-        return seconds - (curve.at(even)[0] - curve.at(woken)[0]), outside
+        return seconds - (curve.at(even)[0] - curve.at(woken)[0]), outside | (not known)
 
-    def _even_curve(self, call: Call, pairs: Floats) -> Curve:
-        """An even load's seconds over the tokens of all ranks, measured or fitted."""
+    def _even_curve(self, call: Call, pairs: Floats) -> tuple[Curve, bool]:
+        """An even load's seconds over the tokens of all ranks, measured or fitted.
+
+        And whether any of it rests on measurements; a fitted curve spans only what does.
+        """
         dtype = self._dtype(call)
         if (curve := self.curve(call, dtype)) is not None:
-            return curve
+            return curve, True
         most = float(pairs.max()) * call.shape["ep"] / call.shape["top_k"]
         sizes = 2.0 ** np.arange(0.0, np.log2(max(most, 2.0)) + 0.5, 0.5)
         seconds, outside = self._at(call, dtype, None, sizes)
-        known = outside if outside.all() else ~outside
-        return Curve(sizes[known], seconds[known])
+        if outside.all():
+            return Curve(sizes, seconds), False
+        return Curve(sizes[~outside], seconds[~outside]), True
 
     def _collective(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         size = rows * float(call.shape["bytes"])

@@ -135,6 +135,15 @@ def test_curves_meet_the_measured_points_and_say_where_they_end() -> None:
     assert outside.tolist() == [False, False, False, False, True]
 
 
+def test_contexts_shorter_than_any_measured_are_counted() -> None:
+    step = OperatorStepTime(bake(priced(), model(), Engine(max_num_seqs=8, enforce_eager=True,
+                                                           max_num_batched_tokens=512)))  # fmt: skip
+    for context, outside in ((256, 0), (64, 0), (16, 1)):
+        step.times(BatchShape(tokens=1, rows=1, sampled=1, decodes=1, decode_context=context,
+                              decode_context_sq=context**2, decode_context_max=context))  # fmt: skip
+        assert step.coverage()["extrapolated"] == outside
+
+
 def test_what_was_not_measured_is_estimated_or_refused() -> None:
     prices = priced()
     seconds, _ = prices.seconds(

@@ -174,6 +174,10 @@ def test_experts_are_drawn_at_random_from_curves_of_an_even_load() -> None:
     seconds = prices(rows).seconds(call, np.array([1.0, 4.0, 64.0]))[0]
     drawn = 4 * (1 - (3 / 4) ** 4)  # of 8 experts, as many as so many tokens wake evenly
     assert seconds == pytest.approx([1e-6, drawn * 1e-6, 64e-6], rel=1e-6)
+    grid = [{**row, "tokens": t, "duration_s": 1e-6 * t} for row in rows[:1]
+            for t in (1, 2, 4, 8, 16, 32, 64, 128)]  # fmt: skip
+    other = Call("grouped_gemm", "experts", TOKENS, {**shape, "hidden": 4096})
+    assert prices(grid).seconds(other, np.array([4.0, 64.0]))[1].all()  # no such width: counted
     for name, found in (("two", "two"), ("auto", "one")):
         both = table([*rows, *({**r, "backend": "kernels_two"} for r in rows)])
         kept = select_kernels(both, H100, BF16, None, "p", name)[0]
