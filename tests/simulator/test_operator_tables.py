@@ -136,11 +136,12 @@ def test_curves_meet_the_measured_points_and_say_where_they_end() -> None:
 
 
 def test_contexts_shorter_than_any_measured_are_counted() -> None:
-    step = OperatorStepTime(bake(priced(), model(), Engine(max_num_seqs=8, enforce_eager=True,
-                                                           max_num_batched_tokens=512)))  # fmt: skip
+    engine = Engine(max_num_seqs=8, max_num_batched_tokens=512, enforce_eager=True)
+    step = OperatorStepTime(bake(priced(), model(), engine))
     for context, outside in ((256, 0), (64, 0), (16, 1)):
-        step.times(BatchShape(tokens=1, rows=1, sampled=1, decodes=1, decode_context=context,
-                              decode_context_sq=context**2, decode_context_max=context))  # fmt: skip
+        one = {"tokens": 1, "rows": 1, "sampled": 1, "decodes": 1}
+        longest = {"decode_context": context, "decode_context_max": context}
+        step.times(BatchShape(**one, **longest, decode_context_sq=context**2))
         assert step.coverage()["extrapolated"] == outside
 
 

@@ -125,15 +125,15 @@ def test_attention_is_multilinear_in_chunk_context_decodes_and_mean() -> None:
         wanted = 32 * table((query, context, *at)) * varied
         assert model.times(shape).forward == pytest.approx(wanted * PS, rel=1e-9)
     assert model.coverage()["extrapolated"] == 0
-    # between nothing and the smallest measured lies the smallest; beyond, the edge, counted
+    # between nothing and the smallest measured lies the smallest, beyond the edge; both counted
     assert model.times(BatchShape(decodes=1, decode_context=3)).forward == pytest.approx(
         32 * seconds[0, 0, 1, 1] * PS
     )
-    assert model.coverage()["extrapolated"] == 0
+    assert model.coverage()["extrapolated"] == 1
     assert model.times(BatchShape(decodes=90, decode_context=90 * 50)).forward == pytest.approx(
         32 * seconds[0, 0, 3, 1] * PS
     )
-    assert model.coverage()["extrapolated"] == 1
+    assert model.coverage()["extrapolated"] == 2
 
 
 def test_a_dense_table_has_a_value_for_each_number() -> None:
