@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from replay.cli import traces_synth
+from replay.verbs.traces import traces_synth
 from traces.bundle import read_bundle
 from traces.errors import ConfigError
 from traces.inspect import prefix_share
