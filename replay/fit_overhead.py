@@ -25,8 +25,8 @@ from simulator.step_time.overhead import OVERHEAD, Overhead, save_overhead
 from simulator.step_time.tables import OperatorStepTime
 from traces.bundle import Bundle, bundle_hash, claim_directory, read_bundle
 from traces.errors import ConfigError, TraceError
+from traces.load import load_workload
 from traces.metrics import request_metrics
-from traces.workload import load_workload
 
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import aiohttp
 from rich.console import Console
 from rich.progress import Progress
 
-from replay.live_bundle import LATE_S, live_bundle
+from replay.live_bundle import LATE_S, Sent, live_bundle
 from replay.live_pace import (
     PREPARE_S,
     Heartbeat,
@@ -38,7 +38,8 @@ from replay.live_pace import (
 from replay.prompts import FIRST_ID, PromptMaker
 from traces.bundle import Bundle, claim_directory
 from traces.errors import CaptureError, ConfigError
-from traces.workload import WARM_UP, Workload, first_requests, load_workload, scale_rate
+from traces.load import load_workload
+from traces.workload import WARM_UP, Workload, first_requests, scale_rate
 
 DEFAULT_VOCAB_SIZE = 8000  # smaller than any served model's; an id beyond it is refused
 PREFILL: dict[str, Any] = {
@@ -48,24 +49,6 @@ PREFILL: dict[str, Any] = {
     "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False},
 }
 READ_BUFFER_BYTES = 1 << 22  # one event may repeat the whole prompt
-
-
-@dataclass(slots=True)
-class Sent:
-    """One request as the client saw it; times are the monotonic clock, in seconds."""
-
-    request_id: str
-    row: int | None
-    prompt_tokens: int
-    output_tokens: int
-    due_s: float
-    sent_s: float = float("nan")
-    token_times_s: list[float] = field(default_factory=list)
-    received_tokens: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    server_prompt_tokens: int | None = None
-    status: str = "unfinished"
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,28 @@ from traces.bundle import Bundle, Manifest, write_bundle
 from traces.schema import REQUESTS
 from traces.workload import Workload
 
-if TYPE_CHECKING:
-    from replay.live import Sent
-
 LATE_S = 0.010
 OVERLOAD_SHARE = 0.05  # of the requests left late
 # of the workload, kept as they are: the client's bundle is a workload again
 KEPT = ("session_id", "turn", "think_s", "priority", "block_hashes")
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request as the client saw it; times are the monotonic clock, in seconds."""
+
+    request_id: str
+    row: int | None
+    prompt_tokens: int
+    output_tokens: int
+    due_s: float
+    sent_s: float = float("nan")
+    token_times_s: list[float] = field(default_factory=list)
+    received_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    server_prompt_tokens: int | None = None
+    status: str = "unfinished"
+    error: str = ""
 
 
 def live_bundle(

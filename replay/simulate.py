@@ -28,8 +28,9 @@ from traces.bundle import (
     write_table,
 )  # fmt: skip
 from traces.errors import ConfigError, nearest
+from traces.load import load_workload
 from traces.metrics import column, request_metrics
-from traces.workload import Workload, first_requests, load_workload, scale_rate
+from traces.workload import Workload, first_requests, scale_rate
 
 
 def run_replay(

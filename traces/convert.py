@@ -10,7 +10,8 @@ from traces.bundle import Manifest, read_bundle, write_bundle
 from traces.errors import ConfigError, nearest
 from traces.formats import FORMATS
 from traces.formats.base import MeasuredFormat, WritableFormat
-from traces.workload import BUNDLE, Workload, bundle_workload, source_format
+from traces.load import BUNDLE, source_format
+from traces.workload import Workload, bundle_workload
 
 WRITABLE: dict[str, WritableFormat] = {
     name: f for name, f in FORMATS.items() if isinstance(f, WritableFormat)

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from traces.bundle import Bundle, read_bundle
 from traces.formats.base import MeasuredFormat
+from traces.load import source_format
 from traces.metrics import METRICS, inter_token_latencies, request_metrics
 from traces.schema import TABLES
-from traces.workload import DEMAND_COLUMNS, Workload, source_format
+from traces.workload import DEMAND_COLUMNS, Workload
 
 _MAX_NOTE_CHARS = 400
 

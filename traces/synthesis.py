@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from traces import draws
 from traces.errors import ConfigError
-from traces.workload import Workload, load_workload, make_workload
+from traces.load import load_workload
+from traces.workload import Workload, make_workload
 
 FROM = "from:"
 Ints = npt.NDArray[np.int64]

@@ -1,32 +1,24 @@
-"""A workload: what is asked of a deployment, and when; nothing of what then happened.
-
-``load_workload`` reads one from a bundle or from any format in ``traces/formats``.
-"""
+"""A workload: what is asked of a deployment, and when; nothing of what then happened."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from traces.bundle import Bundle, is_bundle, read_bundle
+from traces.bundle import Bundle
 from traces.check import table_faults
-from traces.errors import TraceError, nearest
+from traces.errors import TraceError
 from traces.schema import REQUESTS
-
-if TYPE_CHECKING:
-    from traces.formats.base import Format
 
 DEMAND_COLUMNS = (
     "request_id", "arrival_s", "prompt_tokens", "output_tokens", "session_id", "turn", "think_s",
     "priority", "block_hashes",
 )  # fmt: skip
-BUNDLE = "bundle"
 WARM_UP = "warmup-"  # what ids of requests begin with that are sent but not judged
 
 
@@ -49,37 +41,6 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.requests)
-
-
-def load_workload(path: str | Path, fmt: str | None = None) -> Workload:
-    """Read a workload from a bundle or a file of any known format, recognised by content.
-
-    ``fmt`` forces a name of ``traces.formats.FORMATS``, or ``bundle``. Compressed files
-    (.gz) are read as they are. Raises TraceError with all faults, among them: no such
-    file, no known format, no request in it.
-    """
-    path = Path(path)
-    source = source_format(path, fmt)
-    return source.read(path) if source else bundle_workload(read_bundle(path))
-
-
-def source_format(path: Path, fmt: str | None = None) -> Format | None:
-    """The format to read ``path`` in, None for a bundle; ``fmt`` forces it by name.
-
-    Raises TraceError: no such file, no such format, no known format.
-    """
-    # The readers of foreign files are loaded only for them: a bundle needs none.
-    from traces.formats import FORMATS, recognise
-
-    if not path.exists():
-        raise TraceError(f"{path}: no such file or directory")
-    if fmt is not None and fmt not in (BUNDLE, *FORMATS):
-        raise TraceError(f"unknown workload format {fmt!r}{nearest(fmt, (BUNDLE, *FORMATS))}")
-    if fmt == BUNDLE or (fmt is None and is_bundle(path)):
-        return None
-    if path.is_dir():
-        raise TraceError(f"{path}: a directory, but not a bundle (no bundle.yaml, no spool)")
-    return FORMATS[fmt] if fmt else recognise(path)
 
 
 def bundle_workload(bundle: Bundle) -> Workload:

@@ -25,8 +25,9 @@ from simulator.deployment import find_file
 from traces.bundle import is_bundle
 from traces.digest import batches_of, new_hash, table_digest, text_digest
 from traces.errors import ConfigError
+from traces.load import load_workload
 from traces.schema import REQUESTS
-from traces.workload import Workload, first_requests, load_workload
+from traces.workload import Workload, first_requests
 
 SUMMARY = "sweep.json"
 SCHEMA = 1

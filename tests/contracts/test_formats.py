@@ -13,7 +13,7 @@ from traces.bundle import read_bundle, write_bundle
 from traces.errors import TraceError
 from traces.formats import FORMATS, recognise
 from traces.formats.base import MeasuredFormat, WritableFormat
-from traces.workload import load_workload
+from traces.load import load_workload
 
 
 @dataclass(frozen=True)

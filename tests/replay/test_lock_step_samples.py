@@ -15,9 +15,9 @@ from simulator.routing.vllm_dp import VllmDP
 from simulator.step_time.fit import fit_profile
 from simulator.step_time.fitted import save_profile
 from traces.bundle import Bundle, read_bundle
+from traces.load import load_workload
 from traces.metrics import request_metrics
 from traces.samples import sample_runs
-from traces.workload import load_workload
 
 LOADS = ("moe-dp2ep2-low", "moe-dp2ep2-high")
 RUNS = [run for load in LOADS for run in sample_runs(load)]

@@ -30,9 +30,10 @@ from replay.whatif.points import points_of
 from replay.whatif.spec import Sweep, load_sweep
 from traces.bundle import Bundle
 from traces.errors import ConfigError
+from traces.load import load_workload
 from traces.metrics import request_metrics
 from traces.samples import sample_runs
-from traces.workload import load_workload, scale_rate
+from traces.workload import scale_rate
 
 Frontier = Callable[..., Result]
 MEASURED = sample_runs("dense-high")[0]

@@ -17,7 +17,7 @@ from simulator.demand import Demand
 from simulator.scheduling import SchedulerConfig
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.functions import Axis, Constant, Function, Shared, Table
-from traces.workload import load_workload
+from traces.load import load_workload
 
 Floats = npt.NDArray[np.float64]
 SHARED = Path(__file__).resolve().parents[3] / "shared/data/workloads"

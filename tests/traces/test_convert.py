@@ -11,7 +11,7 @@ from click.testing import Result
 
 from traces.bundle import Manifest, read_bundle, write_bundle
 from traces.inspect import prefix_share
-from traces.workload import load_workload
+from traces.load import load_workload
 
 Run = Callable[..., Result]
 VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,600,3\n0.5,20,0\n1.5,1100,40\n"

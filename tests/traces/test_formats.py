@@ -14,8 +14,9 @@ from traces.bundle import Bundle
 from traces.errors import TraceError
 from traces.formats import FORMATS, recognise
 from traces.formats.base import MeasuredFormat
+from traces.load import load_workload
 from traces.metrics import request_metrics
-from traces.workload import Workload, load_workload
+from traces.workload import Workload
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from traces.bundle import Bundle, read_bundle
 from traces.convert import convert
 from traces.inspect import prefix_share
+from traces.load import load_workload
 from traces.metrics import request_metrics
-from traces.workload import first_requests, load_workload
+from traces.workload import first_requests
 
 FIXED = "workloads/fixed512x128_q10_r{}_n10000.csv"
 RTX = ("rtxpro6000-llama3.1-8b-vllm0.19", "rtx4090-llama3.1-8b-vllm0.19")

@@ -19,9 +19,9 @@ import pytest
 
 from traces.bundle import Bundle, bundle_hash, read_bundle
 from traces.errors import TraceError
+from traces.load import load_workload
 from traces.metrics import inter_token_latencies, request_metrics
 from traces.spool import spool_to_bundle
-from traces.workload import load_workload
 
 ENGINE = {
     "replica": 0, "clock": {"epoch_s": 1.7e9, "monotonic_s": 900.0}, "random_ids": True,

@@ -16,8 +16,9 @@ from replay.verbs.traces import traces_synth
 from traces.bundle import read_bundle
 from traces.errors import ConfigError
 from traces.inspect import prefix_share
+from traces.load import load_workload
 from traces.synthesis import Recipe, synthesise
-from traces.workload import Workload, load_workload
+from traces.workload import Workload
 
 
 def made(seed: int = 1, requests: int = 500, rate_per_s: float = 2.0, **recipe: Any) -> Workload:

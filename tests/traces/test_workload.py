@@ -11,13 +11,8 @@ import pytest
 
 from traces.bundle import Manifest, write_bundle
 from traces.errors import TraceError
-from traces.workload import (
-    DEMAND_COLUMNS,
-    first_requests,
-    load_workload,
-    make_workload,
-    scale_rate,
-)
+from traces.load import load_workload
+from traces.workload import DEMAND_COLUMNS, first_requests, make_workload, scale_rate
 
 COLUMNS: dict[str, Any] = {
     "arrival_s": [2.0, 1.0, 1.0, 0.5],
