@@ -194,6 +194,16 @@ def requests_line(counts: dict[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
+def other_workload(counts: dict[str, Any]) -> str | None:
+    """A warning where most pairs are not one request: ids alone do not make a workload."""
+    if 2 * counts["token_counts_differ"] <= counts["compared"]:
+        return None
+    return (
+        f"Perhaps not one workload: {counts['token_counts_differ']:,} of "
+        f"{counts['compared']:,} pairs have other lengths on the two sides."
+    )
+
+
 def extrapolated(scorecard: Scorecard) -> str:
     """The share of predictions outside the fitted range."""
     found = scorecard.coverage.get("predictions") or {}
@@ -216,6 +226,7 @@ def ignored(scorecard: Scorecard) -> str:
 def headline(scorecard: Scorecard) -> list[str]:
     """The sentences below the verdict, most important first."""
     lines = [
+        other_workload(scorecard.coverage["requests"]),
         largest(scorecard),
         holdout(scorecard),
         floor(scorecard),

@@ -61,6 +61,18 @@ def test_repeats_may_be_many(here: Path) -> None:
     assert card["metrics"]["ttft"]["mean"]["noise"] > 0
 
 
+def test_ids_that_name_other_requests_are_said_first(here: Path) -> None:
+    fake_bundle(here / "other", requests=90, warmups=4, kind="simulated")  # draws others
+    same, other = (
+        run("validate", here / "measured", here / name, "--out", here / "o").output
+        for name in ("simulated", "other")
+    )
+    assert "Perhaps not one workload" not in same
+    below = other[other.index("On average: ") :].splitlines()
+    assert below[1].startswith("Perhaps not one workload: ")
+    assert below[1].endswith(" of 90 pairs have other lengths on the two sides.")
+
+
 def test_user_errors_are_lines_and_exit_2(here: Path) -> None:
     out = here / "o"
     same = run("validate", here / "measured", here / "simulated", "--out", out,
