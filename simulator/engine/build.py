@@ -1,18 +1,14 @@
-"""Machine code for the engine: compiled once, kept on disk, loaded without numba.
+"""Machine code for the engine: compiled once, kept on disk.
 
 ``compiled`` marks a function. ``load`` gives the machine code of those in ``entries.py``;
-where there is none yet for this machine, ``translate.py`` has numba translate every
-function by itself, and LLVM joins and optimises them here (numba alone would compile a
-function with all that it calls, again at every level of calls: 19 s instead of 3).
+where there is none yet for this machine, ``translate.py`` makes LLVM assembly of them and all
+they call, and LLVM optimises it as a whole.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,14 +20,10 @@ from typing import Any, TypeVar, cast
 import llvmlite
 import llvmlite.binding as llvm
 
-from traces.errors import InvariantError
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 HOME = Path(__file__).resolve().parent
 SOURCES = ("engine/*.py", "clock.py", "scheduling/request.py")  # of code and its constants
-ENTRIES = "simulator.engine.entries."
-MOST_PROCESSES = 4
 KINDS: dict[str, Any] = {"int": ctypes.c_int64, "bool": ctypes.c_int64, "None": None}
 
 
@@ -88,43 +80,20 @@ def _object(machine: Any, features: str) -> bytes:
 
 def _optimised(machine: Any) -> Any:
     """The engine as one LLVM module, optimised as a whole."""
-    parts = _translated()
-    module = llvm.parse_assembly(parts.pop())
-    while parts:
-        module.link_in(llvm.parse_assembly(parts.pop()))
-    for function in module.functions:
-        if not function.is_declaration and not function.name.startswith(ENTRIES):
-            function.linkage = "internal"
+    module = llvm.parse_assembly(_assembly())
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
     tuning = llvm.create_pipeline_tuning_options(speed_level=1)
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     return module
 
 
-def _translated() -> list[str]:
-    """LLVM assembly of all functions, by processes of their own: they share the work.
+def _assembly() -> str:
+    from simulator.engine import entries, translate  # which import this
 
-    numba stays out of this process, and scipy, whose BLAS it would look for, out of theirs.
-    """
-    shares = min(MOST_PROCESSES, os.cpu_count() or 1)
-    code = "import sys; sys.modules['scipy'] = None; from simulator.engine import translate; "
-    paths = [str(HOME.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "NUMBA_OPT": "0", "PYTHONPATH": os.pathsep.join(paths)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{code} translate.main({share}, {shares})"],
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        for share in range(shares)
-    ]
-    answers = [process.communicate()[0] for process in processes]
-    for process in processes:
-        if process.returncode:
-            raise InvariantError(
-                f"the engine cannot be compiled: exit {process.returncode} (above)"
-            )
-    return [part for answer in answers for part in json.loads(answer)]
+    functions = vars(entries).values()
+    own = [f for f in functions if getattr(f, "__module__", "") == entries.__name__]
+    return translate.assembly(own)
 
 
 def _write(file: Path, content: bytes) -> None:

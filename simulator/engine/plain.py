@@ -20,6 +20,7 @@ from simulator.engine.layout import (
     shape_of,
 )  # fmt: skip
 from simulator.engine.queue import dequeue, enqueue, hold
+from simulator.engine.records import copy
 from simulator.scheduling.request import Remote, Status
 
 RUNNING, PREEMPTED, FINISHED = int(Status.RUNNING), int(Status.PREEMPTED), int(Status.FINISHED)
@@ -106,9 +107,7 @@ def _withdraw(step: Step, i: int) -> None:
         if row.request == i:
             step.tokens -= row.tokens
             continue
-        to.request = row.request
-        to.computed = row.computed
-        to.tokens = row.tokens
+        copy(to, row)
         kept += 1
     step.rows = kept
 

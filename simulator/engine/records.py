@@ -1,9 +1,8 @@
 """Records in memory, and how compiled code reaches them.
 
-A record is a row of a numpy structured array that Python owns (``fleet.py``). Compiled code
+A record is a row of a numpy structured array that Python owns (``memory.py``). Compiled code
 holds a pointer to it, reads its fields by name, and finds others through the addresses in
-its ``..._at`` fields: numba would pass an array on as half a dozen values, and the engine
-works on twenty. No index is checked.
+its ``..._at`` fields. No index is checked.
 """
 
 from __future__ import annotations
@@ -54,3 +53,8 @@ def at(record: type[R]) -> Accessor[R]:
 def of(owner: type[Record], field: str, record: type[R]) -> Accessor[R]:
     """Accessor of the records whose array is at the address in ``owner.field``."""
     return Accessor(record, owner, field)
+
+
+def copy(to: R, record: R) -> None:
+    """In compiled code: make one record like another."""
+    raise NotImplementedError("only compiled code copies records by address")

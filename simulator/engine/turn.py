@@ -20,6 +20,7 @@ from simulator.engine.layout import (
     slot_of,
 )  # fmt: skip
 from simulator.engine.quiet import list_rows
+from simulator.engine.records import copy
 from simulator.engine.schedule import add, schedule, update
 from simulator.scheduling.request import MAX_PREEMPTIONS
 
@@ -123,42 +124,23 @@ def end_batch(w: World, s: Replica, end_ps: int) -> None:
     step = slot_of(s, s.first_slot)
     step.end_ps = end_ps
     if step.tokens or step.dummy:
-        if w.steps_room:
-            _log_step(w, s, step)
-        if w.rows_room:
-            _log_rows(w, s, step)
+        _log(w, s, step)
         s.steps += 1
     update(w, s, end_ps)
 
 
 @compiled
-def _log_step(w: World, s: Replica, step: Step) -> None:
-    log = logged_step(w, w.steps)
-    w.steps += 1
-    log.replica = s.index
-    log.step = s.steps
-    log.start_ps = step.start_ps
-    log.end_ps = step.end_ps
-    log.forward_ps = step.forward_ps
-    log.prefill_tokens = step.prefill_tokens
-    log.tokens = step.tokens
-    log.running = step.running
-    log.waiting = step.waiting
-    log.free_blocks = step.free_blocks
-    log.preempted = step.preempted
-    log.dummy = step.dummy
-
-
-@compiled
-def _log_rows(w: World, s: Replica, step: Step) -> None:
-    if step.quiet:
-        list_rows(w, s, step, s.ended - w.depth + 1)
-    for at in range(step.rows):
-        row, log = row_of(step, at), logged_row(w, w.rows)
-        w.rows += 1
-        log.replica = s.index
-        log.step = s.steps
-        log.request = row.request
-        log.tokens = row.tokens
-        log.computed = row.computed
-        log.emits = row.emits
+def _log(w: World, s: Replica, step: Step) -> None:
+    """Keep the step, and its rows, where that is asked for."""
+    if w.steps_room:
+        step.replica, step.step = s.index, s.steps
+        copy(logged_step(w, w.steps), step)
+        w.steps += 1
+    if w.rows_room:
+        if step.quiet:
+            list_rows(w, s, step, s.ended - w.depth + 1)
+        for at in range(step.rows):
+            row = row_of(step, at)
+            row.replica, row.step = s.index, s.steps
+            copy(logged_row(w, w.rows), row)
+            w.rows += 1

@@ -67,6 +67,7 @@ class Prices:
     unmeasured: Unmeasured
     estimated: dict[str, str] = field(default_factory=dict)
     _experts: ExpertPrices | None = None
+    _even: tuple[Curve, bool] | None = None
 
     def seconds(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Seconds of one such operator over ``rows`` tokens, and which were extrapolated.
@@ -145,13 +146,15 @@ class Prices:
                 self._experts = expert_prices(one_backend(where(self.kernels, kind)), call)
             if self._experts is not None:
                 return self._experts.at(pairs, active)
-        curve, known = self._even_curve(call, pairs)
+        if self._even is None:
+            self._even = self._even_curve(call)
+        curve, known = self._even
         tokens = pairs * call.shape["ep"] / call.shape["top_k"]
         even, woken = waking_tokens(call.shape, tokens, active)
         seconds, outside = curve.at(tokens)
         return seconds - (curve.at(even)[0] - curve.at(woken)[0]), outside | (not known)
 
-    def _even_curve(self, call: Call, pairs: Floats) -> tuple[Curve, bool]:
+    def _even_curve(self, call: Call) -> tuple[Curve, bool]:
         """An even load's seconds over the tokens of all ranks, measured or fitted.
 
         And whether any of it rests on measurements; a fitted curve spans only what does.
@@ -159,8 +162,9 @@ class Prices:
         dtype = self._dtype(call)
         if (curve := self.curve(call, dtype)) is not None:
             return curve, True
-        most = float(pairs.max()) * call.shape["ep"] / call.shape["top_k"]
-        sizes = 2.0 ** np.arange(0.0, np.log2(max(most, 2.0)) + 0.5, 0.5)
+        measured = where(self.kernels, {"operator": call.family, "dtype": dtype})
+        most = pc.max(measured.column("tokens")).as_py() if len(measured) else None
+        sizes = 2.0 ** np.arange(0.0, np.log2(max(most or 0, 2)) + 0.5, 0.5)
         seconds, outside = self._at(call, dtype, None, sizes)
         if outside.all():
             return Curve(sizes, seconds), False

@@ -34,7 +34,7 @@ def test_machine_code_is_kept_in_the_first_place_there_is(
     places = [file / "no folder can be here", tmp_path / "second", tmp_path / "third"]
     translated = []
     monkeypatch.setattr(build, "_places", lambda: iter(places))
-    monkeypatch.setattr(build, "_translated", lambda: translated.append(1) or [PART])
+    monkeypatch.setattr(build, "_assembly", lambda: translated.append(1) or PART)
     made = build._object(machine, "features")
     assert [p.read_bytes() for p in places[1].glob("engine-*.o")] == [made]
     assert not places[2].exists()
@@ -50,7 +50,7 @@ def test_nowhere_to_keep_it_is_no_failure(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(build, "_places", lambda: iter([tmp_path / "file" / "none"]))
-    monkeypatch.setattr(build, "_translated", lambda: [PART])
+    monkeypatch.setattr(build, "_assembly", lambda: PART)
     assert build._object(machine, "features")
 
 
@@ -62,7 +62,7 @@ def test_a_place_the_user_names_comes_first(
 
 
 def test_the_cache_knows_every_source_that_the_code_depends_on() -> None:
-    """What compiled modules import is in the digest, or numba would bake in old constants."""
+    """What compiled modules import is in the digest, or old code would be run."""
     known = {
         "simulator." + ".".join(file.relative_to(build.HOME.parent).with_suffix("").parts)
         for pattern in build.SOURCES
