@@ -127,7 +127,7 @@ def test_records(machine_code: Callable[[Any], Any]) -> None:
     assert machine_code(swap_in_memory)(world.ctypes.data) == -1
     assert requests["prompt"].tolist() == [-22, 11, 11]
     assert requests["priority"].tolist() == [-1, -1, 0]
-    assert requests["arrival_ps"].tolist() == [1, 2, 2 + ((LIMIT * 1000000007))]
+    assert requests["arrival_ps"].tolist() == [1, 2, 2 + (LIMIT * 1000000007)]
 
 
 def a_list(a: int) -> int:
