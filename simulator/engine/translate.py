@@ -49,7 +49,7 @@ def assembly(exported: Sequence[Function]) -> str:
     functions = [*exported]
     for function in functions:  # grows as callees are found
         for name in function.__code__.co_names:
-            called = function.__globals__.get(name)
+            called: Any = function.__globals__.get(name)
             if hasattr(called, "compiled") and called not in functions:
                 functions.append(called)
     declared = [

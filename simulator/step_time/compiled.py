@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from operator import attrgetter
 from struct import Struct
 
@@ -32,6 +32,7 @@ from simulator.step_time.functions import (
 from traces.errors import ConfigError
 
 FEATURES = tuple(Shape.__annotations__)
+ENGINE_TOKENS, MOST_TOKENS = (FEATURES.index(f"{whose}_tokens") for whose in ("engine", "most"))
 Sum = Sequence[tuple[float, Function]]  # (coefficient, function) pairs
 Fields = dict[str, int]
 
@@ -94,6 +95,7 @@ class CompiledStepTime:
         self.address: int = self._model.ctypes.data
         self._features = attrgetter(*FEATURES)
         self._pack = Struct(f"{len(FEATURES)}q").pack_into
+        self._asked = memoryview(self._shape.view(np.int64))
         self._answer = memoryview(self._model.view(np.int64))
         self._first = list(Model.__annotations__).index("forward_ps")
         self._evaluate = load(evaluate)
@@ -103,9 +105,9 @@ class CompiledStepTime:
 
         A rank of which no more is said steps alone.
         """
-        if not shape.engine_tokens:
-            shape = replace(shape, engine_tokens=shape.tokens, most_tokens=shape.tokens)
         self._pack(self._shape, 0, *self._features(shape))
+        if not shape.engine_tokens:
+            self._asked[ENGINE_TOKENS] = self._asked[MOST_TOKENS] = shape.tokens
         self._evaluate(self.address)
         forward, head, hop, host, gap = self._answer[self._first : self._first + 5].tolist()
         return StepTimes(forward, host, gap, head, hop)

@@ -1,0 +1,84 @@
+"""What a start costs: the help, a replay with and without machine code at hand, a step time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench_workloads import full_tables
+from click.testing import Result
+
+from simulator.step_time.base import BatchShape
+
+pytestmark = pytest.mark.bench
+HOME = Path(__file__).resolve().parents[2]
+SAMPLES = HOME / "traces" / "samples"
+HELP_S, WARM_S, COLD_S = 0.3, 1.0, 5.0  # wall, on two cores
+CALL_US = 3.0
+
+
+def best_of(count: int, command: list[str | Path], **environment: str) -> tuple[float, float]:
+    """Least wall and CPU seconds of a command of the line."""
+    took = []
+    for _ in range(count):
+        before, begun_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "replay.cli", *map(str, command)], check=True,
+            capture_output=True, cwd=HOME, env={**os.environ, **environment},
+        )  # fmt: skip
+        wall_s = time.perf_counter() - begun_s
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append((wall_s, sum(after[:2]) - sum(before[:2])))
+    wall, cpu = zip(*took, strict=True)
+    return min(wall), min(cpu)
+
+
+def test_start_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], frontier: Callable[..., Result]
+) -> None:
+    profile = tmp_path / "profile"
+    assert frontier("fit", SAMPLES / "dense-low" / "rep1", "--out", profile).exit_code == 0
+    replay = ["replay", SAMPLES / "dense-high" / "rep1", "--operators", profile, "--out"]
+    cold = [
+        best_of(1, [*replay, tmp_path / f"cold{k}"], NUMBA_CACHE_DIR=str(tmp_path / f"code{k}"))
+        for k in range(3)
+    ]
+    warm = [
+        best_of(1, [*replay, tmp_path / f"warm{k}"], NUMBA_CACHE_DIR=str(tmp_path / "code0"))
+        for k in range(3)
+    ]
+    measured = {"help": (best_of(3, ["-h"]), HELP_S), "warm": (min(warm), WARM_S)}
+    measured["cold"] = (min(cold), COLD_S)
+    with capsys.disabled():
+        for name, ((wall_s, cpu_s), _) in measured.items():
+            print(f"\n{name}: {wall_s:.2f} s, {cpu_s:.2f} CPU s", end="")
+        print()
+    for (wall_s, _), bar_s in measured.values():
+        assert wall_s < bar_s
+
+
+def test_a_step_time_from_python(capsys: pytest.CaptureFixture[str]) -> None:
+    model, calls = full_tables(), 20_000
+    shape = BatchShape(tokens=600, sampled=90, decodes=89, decode_context=60_000,
+                       prefill_tokens=511, prefill_pairs=130_816)  # fmt: skip
+    took = {}
+    for name, call in {
+        "from Python": lambda: model.times(shape),
+        "without its arguments and answer": lambda: model._evaluate(model.address),
+    }.items():
+        runs = []
+        for _ in range(5):
+            begun_s = time.process_time()
+            for _ in range(calls):
+                call()
+            runs.append((time.process_time() - begun_s) / calls * 1e6)
+        took[name] = min(runs)
+    with capsys.disabled():
+        print("\ntwelve tables: " + ", ".join(f"{us:.2f} us {name}" for name, us in took.items()))
+    assert took["from Python"] < CALL_US
