@@ -27,7 +27,8 @@ KEPT_IN = """
 import sys
 from pathlib import Path
 from simulator.engine import build
-build._places = lambda: iter([Path(sys.argv.pop(1))])
+place = Path(sys.argv.pop(1))
+build._places = lambda: iter([place])
 from replay.cli import main
 main()
 """
