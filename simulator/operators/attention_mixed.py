@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulator.operators.attention import Requests, keys_of, pairs_of, requests_of
+from simulator.operators.attention import keys_of, pairs_of, requests_of
 from simulator.operators.attention_prefill import HEAD
 from simulator.operators.base import Device, Shape, label, number, octaves, waves, width
 from simulator.operators.lines import Axis
-from simulator.operators.schedule import scheduled
+from simulator.operators.schedule import Tiling, scheduled
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,8 +54,11 @@ class AttentionMixed:
         tiles_each, walked_each, longest_each = jobs(r.query, r.context, own_window)
         tiles, longest = r.sum(tiles_each), r.max(longest_each)
         load = heads * r.sum(walked_each) / device.sms
-        walked, read = _schedule(r, own_window, heads, kv_heads, size * stored, device)
-        tile_bytes = 2 * KEY_BLOCK * size * stored  # keys and values
+        block_bytes = 2 * KEY_BLOCK * size * stored  # keys and values
+        walked, read = scheduled(
+            r, reach_of(window), heads, np.maximum(heads // kv_heads, 1),
+            device.l2_bytes / block_bytes, Tiling(TILE, KEY_BLOCK, device.sms),
+        )  # fmt: skip
         launched = heads * r.sum(one) * np.ceil(r.max(r.query) / TILE) / device.sms
         keys = r.sum(keys_of(r.query, r.context, own_window))
         decodes, prefills = r.sum(single), r.sum(one - single)
@@ -69,7 +72,7 @@ class AttentionMixed:
             "launch": np.ones_like(heads),
             "makespan": walked,
             "load": load,
-            "read": read * tile_bytes,
+            "read": read * block_bytes,
             "launched": launched,
             "bytes": 2 * keys * kv_heads * size * stored + 4 * query_sum * heads * size,
             "flops": 4 * r.sum(pairs_of(r.query, r.context, own_window)) * heads * size,
@@ -106,27 +109,6 @@ class AttentionMixed:
         return Shape(work, features, place)
 
 
-def _schedule(
-    r: Requests, window: Floats, heads: Floats, kv_heads: Floats, key_bytes: Floats, device: Device
-) -> tuple[Floats, Floats]:
-    """Key blocks walked until the last job ends, and those read from memory, of each row."""
-    order = np.argsort(r.row, kind="stable")
-    copies = np.maximum(r.count[order], 0).astype(int)
-    order = np.repeat(order, copies)  # one by one, equal ones too
-    query, context = r.query[order], r.context[order]
-    tiles = np.ceil(query / TILE).astype(int)
-    request = np.repeat(np.arange(len(order)), tiles)
-    tile = np.arange(len(request)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-    seen = context[request] + np.minimum((tile + 1) * TILE, query[request])
-    own = window[order][request]
-    reach = np.where(own > 0, np.ceil(own / KEY_BLOCK) + 1, np.inf)
-    walk = np.minimum(np.ceil(seen / KEY_BLOCK), reach)
-    row = r.row[order][request]
-    cached = device.l2_bytes / (2 * KEY_BLOCK * key_bytes)
-    group = np.maximum(heads // kv_heads, 1)
-    return scheduled(row, (tile == 0).astype(float), walk, heads, group, cached, device.sms)
-
-
 def jobs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats, Floats]:
     """Of each request and head: tiles, key blocks that they walk over in all, and the longest.
 
@@ -136,8 +118,14 @@ def jobs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats
     tiles = np.ceil(query / TILE)
     ends = (context + query) / KEY_BLOCK
     last = np.ceil(ends)
-    reach = np.where(window > 0, np.ceil(window / KEY_BLOCK) + 1, np.inf)
+    reach = reach_of(window)
     longest = np.minimum(last, reach)
     first = np.ceil((context + np.minimum(query, TILE)) / KEY_BLOCK)
     walked = tiles * (np.minimum(first, reach) + longest) / 2
     return tiles, walked, longest
+
+
+def reach_of(window: Floats) -> Floats:
+    """Key blocks that a sliding window may touch; no end to them without one."""
+    found: Floats = np.where(window > 0, np.ceil(window / KEY_BLOCK) + 1, np.inf)
+    return found

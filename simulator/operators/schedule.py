@@ -11,39 +11,58 @@ requests run abreast and share, those of unequal ones drift apart.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from simulator.operators.attention import Requests
+
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 OVERHEAD = 0.5  # key blocks: queries are loaded before, outputs written after the walk
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Queries and keys of a thread block, and multiprocessors with one block each at a time."""
+
+    queries: int
+    keys: int
+    sms: int
+
+
 def scheduled(
-    row: Ints, first: Floats, last: Floats, heads: Floats, group: Floats, cached: Floats, sms: int
+    requests: Requests, reach: Floats, heads: Floats, group: Floats, cached: Floats, tiling: Tiling
 ) -> tuple[Floats, Floats]:
     """Time until the last block ends, and key blocks read from memory, of each row; in key blocks.
 
-    Tiles ``(tiles,)`` of row ``row`` (ascending), in launch order: those of one request follow
-    each other, its first one has ``first`` set, and they walk over ``last`` key blocks. All
-    tiles are launched for one query head after the other, of ``heads`` ``(rows,)``; ``group``
-    of them share a KV head. The cache holds ``cached`` ``(rows,)`` key blocks.
+    The requests of a row are launched in their order, a tile of queries after the other, all for
+    one query head after the other, of ``heads`` ``(rows,)``; ``group`` of them share a KV head.
+    A tile walks over the key blocks up to its last query, at most ``reach`` ``(rows,)``. The cache
+    holds ``cached`` ``(rows,)`` key blocks.
 
-    >>> one = np.ones(1)
-    >>> tiles = np.zeros(3, int), np.ones(3), np.array([1.0, 1.0, 10.0])
-    >>> [x.item() for x in scheduled(*tiles, 2 * one, 2 * one, 100 * one, 2)]  # 3 + 1.5 + 10.5
+    >>> ones = np.ones(3)
+    >>> batch = Requests(1, np.zeros(3, int), ones, ones, np.array([9.0, 9.0, 99.0]))
+    >>> sizes = [np.array([float(x)]) for x in (np.inf, 2, 2, 100)]
+    >>> [x.item() for x in scheduled(batch, *sizes, Tiling(64, 10, 2))]  # 3 + 1.5 + 10.5
     [15.0, 12.0]
     """
-    starts = np.searchsorted(row, np.arange(len(heads) + 1))
-    found = np.zeros((len(heads), 2))
-    _schedule(starts, first > 0, last, heads, group, cached, sms, found)
+    order = np.argsort(requests.row, kind="stable")
+    order = np.repeat(order, requests.count[order].astype(int))  # equal ones one by one
+    starts = np.searchsorted(requests.row[order], np.arange(requests.rows + 1))
+    found = np.zeros((requests.rows, 2))
+    _schedule(
+        starts, requests.query[order], requests.context[order], reach, heads, group, cached,
+        (tiling.queries, tiling.keys, tiling.sms), found,
+    )  # fmt: skip
     return found[:, 0], found[:, 1]
 
 
 @njit(cache=True)
-def _schedule(starts, first, walk, heads, group, cached, sms, found):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _schedule(starts, query, context, reach, heads, group, cached, tiling, found):  # type: ignore[no-untyped-def]  # pragma: no cover
+    rows_of, keys_of, sms = tiling
     for r in range(len(starts) - 1):
         begin, end = starts[r], starts[r + 1]
         free = np.zeros(sms)  # a heap of when each multiprocessor is free
@@ -52,17 +71,17 @@ def _schedule(starts, first, walk, heads, group, cached, sms, found):  # type: i
         for head in range(int(heads[r])):
             if head % int(group[r]) == 0:
                 seen[:] = -1.0
-            request = 0
             for i in range(begin, end):
-                if first[i]:
-                    request = i - begin
-                start = free[0]
-                total += walk[i]
-                share = (read + walk[i]) / total  # of the walk that comes from memory
-                if seen[request] < 0 or (start - seen[request]) * sms * share > cached[r]:
-                    read += walk[i]
-                seen[request] = start
-                _push(free, start + OVERHEAD + walk[i])
+                for tile in range(int(np.ceil(query[i] / rows_of))):
+                    last = context[i] + min((tile + 1) * rows_of, query[i])
+                    walk = min(np.ceil(last / keys_of), reach[r])
+                    start, before = free[0], seen[i - begin]
+                    total += walk
+                    share = (read + walk) / total  # of the walk that comes from memory
+                    if before < 0 or (start - before) * sms * share > cached[r]:
+                        read += walk
+                    seen[i - begin] = start
+                    _push(free, start + OVERHEAD + walk)
         found[r, 0], found[r, 1] = free.max(), read
 
 

@@ -1,7 +1,7 @@
 """How well operators are predicted that were held out, mask by mask: a table of all masks.
 
     python tests/benchmarks/operator_masks.py profiles/h100 --out out/masks \
-        [--only gemm] [--also "dtype == 'bfloat16'"] [--against aiconfigurator,forest]
+        [--only gemm] [--rows "dtype == 'bfloat16'"] [--against aiconfigurator,forest]
 
 Whole grid lines, whole shapes and the largest sizes of a profile of aiconfigurator's tables are
 held out in turn. Predictions are kept under --out, a file a mask: a mask or a peer that is there
@@ -55,20 +55,20 @@ MASKS = {  # name: what is held out, and the share within 10 % to reach (collect
 @click.argument("kernels", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--only", default="", help="Masks whose name begins so.")
-@click.option("--also", default="", help="Hold out, of each mask, only rows of this query.")
+@click.option("--rows", "part", default="", help="Of the profile, take only rows of this query.")
 @click.option("--against", default="", help=f"Peers, with commas: {', '.join(PEERS)}.")
-def main(kernels: Path, out: Path, only: str, also: str, against: str) -> None:
+def main(kernels: Path, out: Path, only: str, part: str, against: str) -> None:
     """Predict every mask's rows, print the table."""
     peers = [name for name in against.split(",") if name]
     if unknown := sorted(set(peers) - set(PEERS)):
         raise click.BadParameter(f"{unknown[0]}: not one of {', '.join(PEERS)}")
     rows = read_kernels(kernels)
+    if part:
+        rows = rows[held_out(rows, part)].reset_index(drop=True)
     out.mkdir(parents=True, exist_ok=True)
     for name, (mask, _) in MASKS.items():
         if name.startswith(only):
-            predict(
-                rows, f"({mask}) and ({also})" if also else mask, out / f"{name}.parquet", peers
-            )
+            predict(rows, mask, out / f"{name}.parquet", peers)
     table(out, peers)
 
 

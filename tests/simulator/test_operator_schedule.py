@@ -9,21 +9,30 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from simulator.operators.attention import Requests
 from simulator.operators.attention_mixed import AttentionMixed
 from simulator.operators.base import Device
-from simulator.operators.schedule import OVERHEAD, scheduled
+from simulator.operators.schedule import OVERHEAD, Tiling, scheduled
 
 Floats = npt.NDArray[np.float64]
+KEYS = 128
 
 
 def one_row(
     walk: list[float], heads: int, group: int, cached: float, sms: int
 ) -> tuple[float, float]:
     """Requests of one tile each."""
-    n = len(walk)
-    sizes = (np.array([float(x)]) for x in (heads, group, cached))
-    ends, read = scheduled(np.zeros(n, np.int64), np.ones(n), np.array(walk), *sizes, sms)
+    ends, read = rows_of([0] * len(walk), walk, heads, group, cached, sms)
     return float(ends[0]), float(read[0])
+
+
+def rows_of(
+    row: list[int], walk: list[float], heads: int, group: int, cached: float, sms: int
+) -> tuple[Floats, Floats]:
+    rows, ones = max(row) + 1, np.ones(len(row))
+    requests = Requests(rows, np.array(row), ones, ones, np.array(walk) * KEYS - 1)
+    sizes = (np.full(rows, float(x)) for x in (np.inf, heads, group, cached))
+    return scheduled(requests, *sizes, Tiling(64, KEYS, sms))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -51,12 +60,29 @@ def test_heads_of_equal_requests_run_abreast_and_share_what_they_read() -> None:
 
 
 def test_rows_do_not_touch_each_other() -> None:
-    row = np.array([0, 0, 1, 2, 2])
-    walk = np.array([3.0, 9.0, 4.0, 3.0, 9.0])
-    sizes = (np.full(3, 4.0), np.full(3, 2.0), np.full(3, 5.0))
-    ends, read = scheduled(row, np.ones(5), walk, *sizes, 3)
+    ends, read = rows_of([0, 0, 1, 2, 2], [3.0, 9.0, 4.0, 3.0, 9.0], 4, 2, 5, 3)
     assert (ends[0], read[0]) == (ends[2], read[2]) == one_row([3.0, 9.0], 4, 2, 5, 3)
     assert (ends[1], read[1]) == one_row([4.0], 4, 2, 5, 3)
+
+
+def test_equal_requests_may_be_counted() -> None:
+    one, four = np.ones(1), np.full(4, 7.0)
+    sizes = [np.array([float(x)]) for x in (np.inf, 4, 2, 5)]
+    counted = Requests(1, np.zeros(1, np.int64), 4 * one, 7 * one, 300 * one)
+    listed = Requests(1, np.zeros(4, np.int64), np.ones(4), four, np.full(4, 300.0))
+    assert scheduled(counted, *sizes, Tiling(64, KEYS, 3)) == scheduled(
+        listed, *sizes, Tiling(64, KEYS, 3)
+    )
+
+
+def test_a_window_bounds_the_walk_and_tiles_of_a_chunk_share_their_keys() -> None:
+    one = np.ones(1)
+    chunk = Requests(1, np.zeros(1, np.int64), one, 256 * one, 1280 * one)
+    sizes = [np.array([float(x)]) for x in (1, 1, 1e9)]
+    ends, read = scheduled(chunk, np.full(1, 3.0), *sizes, Tiling(64, 128, 4))
+    assert (ends.item(), read.item()) == (3 + OVERHEAD, 3.0)
+    ends, read = scheduled(chunk, np.full(1, np.inf), *sizes, Tiling(64, 128, 4))
+    assert (ends.item(), read.item()) == (12 + OVERHEAD, 11.0)
 
 
 def batch(queries: list[int], contexts: list[int]) -> pd.DataFrame:
