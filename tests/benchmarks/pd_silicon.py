@@ -29,7 +29,7 @@ from scipy.stats import kendalltau
 from replay.plan import make_plan
 from replay.simulate import replay
 from traces.errors import FrontierError
-from traces.workload import load_workload
+from traces.load import load_workload
 
 MODELS = {
     "deepseek-ai/DeepSeek-V3": ("deepseek-v3", None),

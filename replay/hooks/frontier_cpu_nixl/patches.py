@@ -1,4 +1,4 @@
-"""The agents' configuration, changed on its way to NIXL: no argument of its own reaches it."""
+"""What NixlConnector and NIXL do to the cores of a CPU engine, undone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from functools import wraps
 from typing import Any
 
 from vllm.distributed import nixl_utils
+from vllm.platforms.cpu import CpuPlatform
 
 PAUSE_US = 10_000  # at most, without an event
 
 
 def patch() -> None:
-    """Have NIXL changed when vLLM imports it, which it does at the first agent."""
+    """Bind no thread, and have NIXL changed when vLLM imports it, at the first agent."""
     load = nixl_utils._load_nixl_attr
     if hasattr(load, "__wrapped__"):
         return
@@ -21,12 +22,18 @@ def patch() -> None:
     def patched(name: str) -> Any:
         value = load(name)
         if name == "NixlWrapper" and value is not None:
-            api = sys.modules[value.__module__]
+            api: Any = sys.modules[value.__module__]
             if not isinstance(api.nixlBind, _Bindings):
                 api.nixlBind = _Bindings(api.nixlBind)
         return value
 
     nixl_utils._load_nixl_attr = patched
+    CpuPlatform.discover_numa_topology = classmethod(_no_nodes)
+
+
+def _no_nodes(cls: type) -> list[list[int]]:
+    """No node whose last core the connector takes: its thread runs the model too."""
+    return []
 
 
 class _Bindings:
