@@ -7,52 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import Result
-from small_world import ENGINE, MODEL, RECORD, profile, workload
+from small_world import profile, run_pair, workload
 
-from replay.simulate import run_replay
 from reports.scorecard_file import read_scorecard
 from traces.bundle import read_bundle, write_table
 from validation.ladder import LADDER_METRICS
 
 TINY_S = 1e-9
-LINK = {"from": "p", "to": "d", "bandwidth_gb_s": 2.0, "setup_us": 500, "latency_us": 50}
 FULL = {"num_gpu_blocks": 45}  # blocks of decode: transfers wait for room
 
 Ladder = dict[str, Any]
-
-
-def run(
-    home: Path,
-    name: str,
-    work: Path,
-    operators: Path,
-    *,
-    engine: dict[str, Any] | None = None,
-    link: dict[str, Any] | None = None,
-    proxy_us: float = 300,
-    replicas: tuple[int, int] = (1, 1),
-    router: str = "round_robin",
-    decode: dict[str, Any] | None = None,
-    **options: Any,
-) -> Path:
-    """Simulate a pair; returns the bundle."""
-    sides = (("p", "prefill", {}), ("d", "decode", decode or {}))
-    content = {
-        "model": MODEL,
-        "clusters": [
-            {"name": side, "role": role, "replicas": n, "hardware": "cpu",
-             "engine": {**ENGINE, **(engine or {}), **more}}
-            for (side, role, more), n in zip(sides, replicas, strict=True)
-        ],
-        "links": [{**LINK, **(link or {})}],
-        "routing": {"policy": router, "proxy_us": proxy_us},
-    }  # fmt: skip
-    file = home / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(content))
-    run_replay(work, file, home / name, operators=operators, record=RECORD, **options)
-    return home / name
 
 
 @pytest.fixture
@@ -96,7 +61,7 @@ def test_without_a_fault_every_rung_is_the_measured_run(
     work: Path, tmp_path: Path, climb: Callable[..., Ladder], layout: dict[str, Any]
 ) -> None:
     fine = profile(tmp_path / "p")
-    paths = [run(tmp_path, name, work, fine, **layout) for name in ("m", "s")]
+    paths = [run_pair(tmp_path, name, work, fine, **layout) for name in ("m", "s")]
     ladder = climb(*paths, fine)
     for metric in LADDER_METRICS:
         found = terms(ladder, metric)
@@ -133,9 +98,9 @@ def test_a_seeded_fault_is_the_largest_term(
     metric: str,
     blamed: str,
 ) -> None:
-    measured = run(tmp_path, "m", work, profile(tmp_path / "p"))
+    measured = run_pair(tmp_path, "m", work, profile(tmp_path / "p"))
     faulty = profile(tmp_path / "q", **changes)
-    ladder = climb(measured, run(tmp_path, "s", work, faulty, **options), faulty)
+    ladder = climb(measured, run_pair(tmp_path, "s", work, faulty, **options), faulty)
     assert ladder["largest"][metric] == blamed, ladder["terms"]
     assert abs(terms(ladder, metric)["scheduling"]) < TINY_S
     assert abs(terms(ladder, metric)["rest"]) < TINY_S
@@ -145,7 +110,7 @@ def test_what_cannot_be_climbed_is_refused(
     work: Path, tmp_path: Path, frontier: Callable[..., Result]
 ) -> None:
     fine = profile(tmp_path / "p")
-    measured, simulated = (run(tmp_path, name, work, fine) for name in ("m", "s"))
+    measured, simulated = (run_pair(tmp_path, name, work, fine) for name in ("m", "s"))
     requests = read_bundle(measured).requests.drop_columns(["decode_queued_s"])
     write_table(measured, "requests", requests)
     done = frontier("validate", measured, simulated, "--ladder", "--operators", fine,
