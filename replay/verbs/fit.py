@@ -15,8 +15,11 @@ from replay.verbs.common import ANY_PATH, DIRECTORY, say
 @click.option("--cluster", help="Only this cluster's engines, where there are several.")
 @click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
 @click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
-@click.option("--uncalibrated", is_flag=True,
-              help="From the device's data sheet; BUNDLES, or a deployment file, say which engine.")  # fmt: skip
+@click.option(
+    "--uncalibrated",
+    is_flag=True,
+    help="From the data sheet; BUNDLES or a deployment file name device and engine.",
+)
 def fit(
     bundles: tuple[Path, ...],
     out: Path,
