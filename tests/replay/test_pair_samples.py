@@ -21,6 +21,7 @@ from validation.samples import View
 GROUPS = ("dense-pd-low", "dense-pd-high", "dense-pd-wire")
 BAR = 0.10  # of a mean; twice the spread of the repeats, where that is more
 CHAIN = ("queue", *HANDOVER)
+BETWEEN = ("transfer_wait", "transfer", "decode_queue")  # prefill's answer to decode's first step
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -67,7 +68,7 @@ def test_free_run(
         spread = real.std(ddof=1) / real.mean()
         error = value / real.mean() - 1
         lines.append(f"{name} {real.mean() * 1e3:.1f} ms {error:+.1%} (s {spread:.1%})")
-        if abs(error) > max(BAR, 2 * spread):
+        if name not in BETWEEN and abs(error) > max(BAR, 2 * spread):
             beyond[name] = error
     with capsys.disabled():
         print(f"\n{fitted} to {held}: " + ", ".join(lines))
@@ -75,8 +76,14 @@ def test_free_run(
 
 
 def means(bundle: Bundle) -> dict[str, float]:
-    """Mean of each metric and part of the chain over the requests that are no warm-up."""
+    """Mean of each metric and part of the chain over the requests that are no warm-up.
+
+    What lies between prefill and decode is one part here, ``handover``: NIXL tells that a
+    transfer is over when it is asked, once a step, so that a captured one ends with a step,
+    and the decode queue of the simulation is part of it.
+    """
     ids = bundle.requests["request_id"].to_pylist()
     judged = np.array([i for i, name in enumerate(ids) if not name.startswith(WARM_UP)])
     values = View(bundle, judged).values
-    return {n: float(np.nanmean(values[n])) for n in (*CHAIN, "ttft", "tpot", "e2e")}
+    found = {n: float(np.nanmean(values[n])) for n in (*CHAIN, "ttft", "tpot", "e2e")}
+    return found | {"handover": sum(found[n] for n in BETWEEN)}

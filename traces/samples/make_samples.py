@@ -95,7 +95,7 @@ GROUPS = (
     Group("moe-dp2ep2-high", "moe", 0.45, 120, 3, seed=9, serve=DP2_EP2, layers=1),
     # at low rates: two engines, two front ends and the client have two cores
     Group("dense-pd-low", "dense", 1.0, 40, 3, seed=10, pair=True),
-    Group("dense-pd-high", "dense", 2.0, 60, 3, seed=11, pair=True),
+    Group("dense-pd-high", "dense", 2.0, 60, 2, seed=11, pair=True),
     Group("dense-pd-wire", "dense", 1.2, 40, 3, seed=12, pair=True, wire_mbit=80),
 )
 # log-normal prompt and output lengths: median, sigma, smallest, largest
