@@ -63,13 +63,13 @@ class Mixer:
         self._bundle = measured
         self._simulator = simulator
         asked, self._given = bundle_workload(measured), bundle_workload(simulated)
-        queued = pa.array([*_by_id(measured, "queued_s")], pa.string())  # others were turned away
+        queued = pa.array([*by_id(measured, "queued_s")], pa.string())  # others were turned away
         kept = pc.is_in(asked.requests["request_id"], value_set=queued)
         self._asked = replace(asked, requests=asked.requests.filter(kept))
         depth = simulator.measured.max_concurrent_batches
         replicas = pc.unique(measured.table("steps")["replica"]).to_pylist()
         self.records = {r: read_record(measured, cluster, r, depth) for r in sorted(replicas)}
-        self._served = _by_id(measured, "replica"), _by_id(simulated, "replica")
+        self._served = by_id(measured, "replica"), by_id(simulated, "replica")
 
     def mixes(self) -> Iterator[tuple[str, Mix]]:
         """The rungs between the two runs, by the name of the term that leads to each."""
@@ -148,7 +148,7 @@ class Mixer:
     def _seen(self) -> dict[str, float]:
         """When the recorded engine saw each request: the first step begun after it was queued."""
         served, seen = self._served[0], {}
-        for name, queued in _by_id(self._bundle, "queued_s").items():
+        for name, queued in by_id(self._bundle, "queued_s").items():
             starts = self.records.get(served.get(name, 0), NO_STEPS).start_s
             step = bisect_left(starts, queued)
             seen[name] = starts[step] if step < len(starts) else queued
@@ -174,21 +174,22 @@ def _means(arrival: Floats, first: Floats, finished: Floats, tokens: Floats) -> 
     """Mean TTFT, TPOT and end-to-end time, seconds, by ``traces.metrics``' formulas."""
     several = tokens >= 2
     tpot = ((finished - first) / np.maximum(tokens - 1, 1))[several]
-    return dict(zip(LADDER_METRICS, map(_mean, (first - arrival, tpot, finished - arrival)),
+    return dict(zip(LADDER_METRICS, map(mean_of, (first - arrival, tpot, finished - arrival)),
                     strict=True))  # fmt: skip
 
 
 def means_of(bundle: Bundle, rows: Rows) -> Means:
     values = request_metrics(bundle)
-    return {m: _mean(values[m][rows]) for m in LADDER_METRICS}
+    return {m: mean_of(values[m][rows]) for m in LADDER_METRICS}
 
 
-def _mean(values: Floats) -> float:
+def mean_of(values: Floats) -> float:
+    """Mean of what is known, 0.0 if nothing is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0
 
 
-def _by_id(bundle: Bundle, name: str) -> dict[str, Any]:
+def by_id(bundle: Bundle, name: str) -> dict[str, Any]:
     """A column of the requests by id; nothing where it is null or absent."""
     table = bundle.requests
     if name not in table.column_names:

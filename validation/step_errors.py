@@ -14,15 +14,18 @@ from traces.metrics import Floats
 from validation.recorded_steps import PARTS, Record
 
 
-def step_errors(records: Sequence[Record], model: StepTimeModel) -> dict[str, Any]:
+def step_errors(
+    records: Sequence[Record], models: StepTimeModel | Sequence[StepTimeModel]
+) -> dict[str, Any]:
     """Errors by part (forward, host, gap) and by kind of step (decode only, with prefill).
 
     Each ``{"steps", "measured_s", "predicted_s", "error", "mape"}``: means in seconds, the
     error of their sum, and the mean error of a step; a kind is of host + forward. What no
-    step has, or takes no time, is left out.
+    step has, or takes no time, is left out. ``models``: one for all, or each record's own.
     """
     ours = {p: np.concatenate([r.parts[p] for r in records]) / PS_PER_S for p in PARTS}
-    pairs = [_predicted(r, model) for r in records]
+    each = models if isinstance(models, Sequence) else [models] * len(records)
+    pairs = [_predicted(r, m) for r, m in zip(records, each, strict=True)]
     theirs = {p: np.concatenate([pair[p] for pair in pairs]) for p in PARTS}
     prefill = np.array([s.prefill_tokens > 0 for r in records for s in r.shapes], bool)
     kinds = {"all": prefill | True, "decode": ~prefill, "prefill": prefill}
