@@ -111,9 +111,10 @@ def _entry(key: str, value: Any, depth: int) -> Any:
 
 
 def _patches(vllm_config: Any) -> list[str]:
-    """Packages that changed how this engine computes."""
-    name, experts = "frontier_cpu_ep", vllm_config.parallel_config.enable_expert_parallel
-    return [name] if experts and f"{name}.patches" in sys.modules else []
+    """Packages that changed how this engine computes or waits."""
+    experts = vllm_config.parallel_config.enable_expert_parallel
+    found = ["frontier_cpu_ep"] if experts and "frontier_cpu_ep.patches" in sys.modules else []
+    return [*found, *(["frontier_cpu_wait"] if "FRONTIER_CPU_SLEEP" in os.environ else [])]
 
 
 def _version(distribution: str) -> str | None:
