@@ -170,7 +170,7 @@ def read_fitted(profile: Path, model: ModelSpec) -> LoadLaw:
     file = profile / LOADS
     try:
         raw = yaml.safe_load(file.read_text())
-        spread = tuple(map(float, raw["spread"]))
+        spread = tuple(np.atleast_1d(raw["spread"]).astype(float).tolist())
         drift = Drift(spread, float(raw["correlation"]), int(raw["beyond"]))
         shares = np.array(raw["shares"], float)
         alpha = float(raw["concentration"])
