@@ -78,7 +78,7 @@ class Group:
         return self.model, self.serve
 
 
-# in float32: bfloat16 takes cores with AVX-512, and tens of times as long without
+# in float32: in bfloat16 a prompt takes six times as long on cores without AVX-512
 TP2 = ("--tensor-parallel-size", "2", "--dtype", "float32")
 # two engines and one front end; vLLM's default, a front end a rank and workers in processes of
 # their own whose queues are polled, starves the client on two cores
