@@ -26,11 +26,12 @@ from simulator.step_time.tables import OperatorStepTime
 from traces.bundle import Bundle, bundle_hash, claim_directory, read_bundle
 from traces.errors import ConfigError, TraceError
 from traces.load import load_workload
-from traces.metrics import request_metrics
+from traces.metrics import column, request_metrics
 
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
+CONSTANTS = ("step_s", "frontend_s")
 ROUNDS = 6
 CLOSE = 1e-3  # of the mean measured
 BLOCK, RESAMPLES = 50, 1000  # requests that follow each other share the engine's state
@@ -45,11 +46,20 @@ class Missing:
 
 
 def fit_overhead(
-    paths: Sequence[Path], profile: Path, deployment: Path | None, out: Path, progress: Say
+    paths: Sequence[Path],
+    profile: Path,
+    deployment: Path | None,
+    out: Path,
+    progress: Say,
+    *,
+    first: int | None = None,
+    constants: Sequence[str] = CONSTANTS,
 ) -> Overhead:
     """Fit, and write ``out``: the profile's kernels and models with ``overhead.yaml``.
 
-    Raises ConfigError or TraceError for captures that cannot be replayed on the profile.
+    Whole captures are replayed; ``first`` holds only so many of their requests, by arrival, to
+    what was measured. Constants that are not named stay 0. Raises ConfigError or TraceError for
+    captures that cannot be replayed on the profile.
     """
     if not (profile / KERNELS).is_file():
         raise ConfigError(f"--operators {profile}: no {KERNELS} there")
@@ -58,7 +68,7 @@ def fit_overhead(
     step_s, frontend_s, seen = 0.0, 0.0, []
     for number in range(1, ROUNDS + 1):
         found = [
-            _missing(b, path, plan, step_s, frontend_s, progress)
+            _missing(b, path, plan, step_s, frontend_s, first, progress)
             for b, path, plan in zip(bundles, paths, plans, strict=True)
         ]
         tpot, ttft = (
@@ -70,6 +80,7 @@ def fit_overhead(
             f"{gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT missing"
         )
         seen.append((step_s, gap))
+        gap, late = gap * ("step_s" in constants), late * ("frontend_s" in constants)
         if max(abs(gap) / _mean(bundles, "tpot"), abs(late) / _mean(bundles, "ttft")) < CLOSE:
             break
         step_s += gap * _pace(seen)
@@ -82,6 +93,7 @@ def fit_overhead(
         {
             name: [value + float(q) for q in _interval(gaps)]
             for name, value, gaps in (("step_s", step_s, tpot), ("frontend_s", frontend_s, ttft))
+            if name in constants
         },
         [{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         [
@@ -108,8 +120,9 @@ def _pace(seen: Sequence[tuple[float, float]]) -> float:
 
 
 def _missing(
-    bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, progress: Say
-) -> Missing:
+    bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, first: int | None,
+    progress: Say,
+) -> Missing:  # fmt: skip
     model, note = load_step_time(plan, progress=progress)
     assert isinstance(model, OperatorStepTime)
     model = model.with_overhead(step_s, frontend_s)
@@ -120,10 +133,12 @@ def _missing(
         simulated.requests.column("request_id").combine_chunks(),
     )
     known = np.asarray(index.is_valid())
+    if first is not None:
+        known[np.argsort(column(bundle.requests, "arrival_s"), kind="stable")[first:]] = False
     if not known.any():
         raise TraceError(f"{path}: none of its requests was replayed")
     measured, other = request_metrics(bundle), request_metrics(simulated)
-    at = index.filter(pa.array(known)).to_numpy()
+    at = index.filter(pa.array(known)).to_numpy(zero_copy_only=False)
     return Missing(*(measured[name][known] - other[name][at] for name in ("tpot", "ttft")))
 
 
@@ -148,6 +163,8 @@ def overhead_table(overhead: Overhead) -> str:
     lines = [f"vllm {overhead.engine_version} on {overhead.hardware}, fitted on "
              + ", ".join(f["name"] for f in overhead.fitted_on)]  # fmt: skip
     for name, what in (("step_s", "added to a step"), ("frontend_s", "before a request queues")):
+        if name not in overhead.intervals:
+            continue
         low, high = overhead.intervals[name]
         lines.append(
             f"  {what:<24} {getattr(overhead, name) * 1e3:9.4f} ms  [{low * 1e3:.4f}, "
