@@ -30,8 +30,8 @@ from replay.simulate import replay
 from simulator.step_time.base import BatchShape
 from traces.bundle import Bundle, Manifest, read_bundle, write_bundle
 from traces.formats import FORMATS
-from traces.metrics import Floats, request_metrics
 from traces.load import load_workload
+from traces.metrics import Floats, request_metrics
 from traces.workload import Workload, make_workload
 from validation.errors import ks
 
@@ -215,6 +215,11 @@ def gpt_oss(place: Place, backend: str = "auto") -> Iterator[Line]:
             yield Line(run, "nothing", name, (cell(error, bar),))
 
 
+def gpt_oss_marlin(place: Place) -> Iterator[Line]:
+    """The same on Marlin's experts, as vLLM runs where triton_kernels cannot be imported."""
+    return gpt_oss(place, "marlin")
+
+
 def drawn(requests: int, rng: np.random.Generator) -> Workload:
     """Lengths uniform on [0.8 L, L], L = 8000 tokens in and 1000 out; all there at the start."""
     columns = {
@@ -288,7 +293,8 @@ def say(text: str) -> None:
 
 
 RUNS: dict[str, Callable[[Place], Iterator[Line]]] = {
-    "rtx": rtx, "h100": h100, "gpt-oss": gpt_oss, "deepseek": deepseek, "moe": moe,
+    "rtx": rtx, "h100": h100, "gpt-oss": gpt_oss, "gpt-oss-marlin": gpt_oss_marlin,
+    "deepseek": deepseek, "moe": moe,
 }  # fmt: skip
 
 
@@ -300,9 +306,8 @@ RUNS: dict[str, Callable[[Place], Iterator[Line]]] = {
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--only", type=click.Choice(list(RUNS)), multiple=True)
 @click.option("--fit", is_flag=True, help="Also with the constants that the bars allow.")
-def main(data: Path, rtx_profile: Path | None, h100_profile: Path | None,
-         h200_profile: Path | None, out: Path, only: tuple[str, ...], fit: bool) -> None:  # fmt: skip
-    profiles = {"rtx": rtx_profile, "h100": h100_profile, "h200": h200_profile}
+def main(data: Path, out: Path, only: tuple[str, ...], fit: bool, **given: Path | None) -> None:
+    profiles = {name.removesuffix("_profile"): path for name, path in given.items()}
     place = Place(data, out, profiles, fit)
     lines: list[Line] = []
     for name, run in RUNS.items():
