@@ -66,6 +66,7 @@ def fit_overhead(
     bundles = [read_bundle(path) for path in paths]
     plans = [make_plan(deployment or path, operators=profile) for path in paths]
     step_s, frontend_s, seen = 0.0, 0.0, []
+    free, below = set(constants), dict.fromkeys(CONSTANTS, 0.0)
     for number in range(1, ROUNDS + 1):
         found = [
             _missing(b, path, plan, step_s, frontend_s, first, progress)
@@ -80,16 +81,24 @@ def fit_overhead(
             f"{gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT missing"
         )
         seen.append((step_s, gap))
-        gap, late = gap * ("step_s" in constants), late * ("frontend_s" in constants)
-        if max(abs(gap) / _mean(bundles, "tpot"), abs(late) / _mean(bundles, "ttft")) < CLOSE:
+        moves = {
+            "step_s": (step_s, gap * _pace(seen), abs(gap) / _mean(bundles, "tpot")),
+            "frontend_s": (frontend_s, late, abs(late) / _mean(bundles, "ttft")),
+        }
+        if all(moves[name][2] < CLOSE for name in free):
             break
-        step_s += gap * _pace(seen)
-        frontend_s += late
+        for name in sorted(free):
+            value, move, _ = moves[name]
+            if value + move < 0:  # the other constant is to fit what is left with this one at 0
+                below[name] = value + move
+                free.remove(name)
+        step_s = _moved(moves["step_s"], "step_s" in free, below["step_s"])
+        frontend_s = _moved(moves["frontend_s"], "frontend_s" in free, below["frontend_s"])
     overhead = Overhead(
         plans[0].engine_version,
         plans[0].only.cluster.hardware,
-        max(step_s, 0.0),
-        max(frontend_s, 0.0),
+        step_s,
+        frontend_s,
         {
             name: [value + float(q) for q in _interval(gaps)]
             for name, value, gaps in (("step_s", step_s, tpot), ("frontend_s", frontend_s, ttft))
@@ -99,16 +108,25 @@ def fit_overhead(
         [
             f"{name}: the captures are faster than their kernels by {-value * 1e3:.3f} ms; "
             "0 is kept"
-            for name, value in (("a step", step_s), ("a request's start", frontend_s))
+            for name, value in (("a step", below["step_s"]),
+                                ("a request's start", below["frontend_s"]))
             if value < 0
         ],
-    )
+    )  # fmt: skip
     claim_directory(out)
     for file in profile.iterdir():
         if file.is_file() and file.name != OVERHEAD:
             shutil.copyfile(file, out / file.name)
     save_overhead(overhead, out)
     return overhead
+
+
+def _moved(move: tuple[float, float, float], free: bool, below: float) -> float:
+    """Where a constant goes: moved, back to 0 for good, or where it is."""
+    value, step, _ = move
+    if free:
+        return value + step
+    return 0.0 if below < 0 else value
 
 
 def _pace(seen: Sequence[tuple[float, float]]) -> float:
