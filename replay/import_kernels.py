@@ -85,13 +85,18 @@ def _by_sheet(table: pa.Table) -> pa.Table:
     if "device" not in table.column_names:
         return table
     at, column = table.column_names.index("device"), table.column("device")
-    for name in column.unique().drop_null().to_pylist():
-        try:
-            sheet = load_hardware(name).name
-        except ConfigError:
-            continue
-        column = pc.replace_with_mask(column, pc.fill_null(pc.equal(column, name), False), sheet)
-    return table.set_column(at, "device", column)
+    named = {name: _sheet(name) for name in column.unique().drop_null().to_pylist()}
+    if all(name == sheet for name, sheet in named.items()):
+        return table
+    devices = [named.get(name) for name in column.to_pylist()]
+    return table.set_column(at, "device", pa.array(devices, pa.string()))
+
+
+def _sheet(device: str) -> str:
+    try:
+        return load_hardware(device).name
+    except ConfigError:
+        return device
 
 
 def _check(table: pa.Table, where: str) -> None:
