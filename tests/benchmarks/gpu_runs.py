@@ -77,12 +77,12 @@ class Place:
     profiles: dict[str, Path | None]
     fit: bool
 
-    def operators(self, kind: str, name: str) -> Path:
+    def operators(self, kind: str) -> Path:
         """A copy of a profile: baking and fitting write into it."""
         source = self.profiles[kind]
         if source is None:
             raise FileNotFoundError(f"no --{kind} given")
-        copy = self.out / "profiles" / name
+        copy = self.out / "profiles" / kind
         if not copy.is_dir():
             shutil.copytree(source, copy)
         return copy
@@ -142,7 +142,7 @@ def rtx(place: Place) -> Iterator[Line]:
         "rtx_4090": ("rtx4090", {"num_gpu_blocks": 2588, "max_model_len": 32768}),
     }
     for card, (folder, engine) in cards.items():
-        operators = place.operators("rtx", card)
+        operators = place.operators("rtx")
         bundle = place.out / "measured" / card
         source = place.data / f"{folder}-llama3.1-8b-vllm0.19" / "requests.jsonl"
         manifest, tables = FORMATS["engine_stamps"].read_bundle(source)
@@ -164,7 +164,7 @@ def rtx(place: Place) -> Iterator[Line]:
 
 def h100(place: Place) -> Iterator[Line]:
     """Qwen3-14B on one H100: the client's records at five loads."""
-    operators = place.operators("h100", "h100")
+    operators = place.operators("h100")
     root = place.data / "h100-qwen3-14b-vllm0.23"
     deployment = place.deployment("h100", "qwen3-14b", "h100_sxm", "0.23.0",
                                   max_num_batched_tokens=8192, max_num_seqs=256,
@@ -191,7 +191,7 @@ def h100(place: Place) -> Iterator[Line]:
 
 def gpt_oss(place: Place, backend: str = "auto") -> Iterator[Line]:
     """gpt-oss-120b on one H200, closed loop: means over workloads drawn as the run's was."""
-    operators = place.operators("h200", f"h200-oss-{backend}")
+    operators = place.operators("h200")
     deployment = place.deployment(f"gpt-oss-{backend}", "gpt-oss-120b", "h200_sxm", "0.22.0",
                                   max_num_batched_tokens=8192, max_num_seqs=256,
                                   enable_prefix_caching=False, moe_backend=backend,
@@ -232,7 +232,7 @@ def drawn(requests: int, rng: np.random.Generator) -> Workload:
 
 def deepseek(place: Place) -> Iterator[Line]:
     """DeepSeek-R1 on eight H200, SGLang: the median of full decode steps at each batch size."""
-    operators = place.operators("h200", "h200-deepseek")
+    operators = place.operators("h200")
     deployment = place.deployment("deepseek-r1", "deepseek-v3", "h200_sxm", "0.24.0",
                                   tensor_parallel_size=8, max_num_batched_tokens=8192,
                                   max_num_seqs=256, max_model_len=32768)  # fmt: skip
@@ -257,7 +257,7 @@ def deepseek(place: Place) -> Iterator[Line]:
 
 def moe(place: Place) -> Iterator[Line]:
     """Qwen3-30B-A3B, DP2 and EP2, on two cards, whose measured run is not at hand."""
-    operators = place.operators("rtx", "rtx-moe")
+    operators = place.operators("rtx")
     example = Path(__file__).parents[2] / "reports/examples/rtx-pro-6000-dp2ep2.yaml"
     plan = make_plan(example, operators=operators)
     work = load_workload(place.data / "sharegpt-qwen3-30b-a3b-300.jsonl")
