@@ -35,7 +35,9 @@ def kernels_table(
     """
     by_index = {replica.index: replica for replica in replicas}
     model = next(iter(spool.objects("model")), {})
-    tables, notes, outside = [], {}, Counter[str]()
+    tables: list[pa.Table] = []
+    notes: dict[str, Any] = {}
+    outside = Counter[str]()
     for name in spool.names(STREAM):
         index = int(name.split(".")[1])
         engine = next(e for e in engines if e["replica"] == index)
@@ -178,7 +180,7 @@ class _Pass:
         queries, contexts = self._batch
         if len(set(queries)) == len(set(contexts)) == 1:
             sizes = homogeneous(len(queries), queries[0], contexts[0])
-            lengths = {name: int(np.ravel(value)[0]) for name, value in sizes.items()}
+            lengths: dict[str, Any] = {n: int(np.ravel(v)[0]) for n, v in sizes.items()}
         else:
             mixed = mixed_lengths([queries], [contexts])
             lengths = {k: tuple(v[0]) if "lens" in k else v[0] for k, v in mixed.items()}

@@ -33,7 +33,7 @@ KINDS = {
     "Sampler": "sampler",
 }  # fmt: skip
 # what a kind is described by: key in the row -> attributes, the first that it has
-SIZES = {
+SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     "linear": {"n": ("output_size_per_partition", "output_size"),
                "k": ("input_size_per_partition", "input_size")},
     "head": {"n": ("num_embeddings_per_partition",), "k": ("embedding_dim",)},
