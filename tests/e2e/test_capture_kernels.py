@@ -16,8 +16,8 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, TOP_K = 512, 8, 4, 64, 16, 2
-FAMILIES = {"linear", "attention_prefill", "attention_decode", "attention_mixed", "grouped_gemm",
-            "router", "elementwise", "sampling"}  # fmt: skip
+FAMILIES = {"linear", "attention_decode", "grouped_gemm", "router", "elementwise", "sampling"}
+PROMPTS = {"attention_prefill", "attention_mixed"}  # which of them depends on when requests come
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def kernels(capture: Bundle) -> pd.DataFrame:
 
 
 def test_every_family_of_the_model_is_there(kernels: pd.DataFrame) -> None:
-    assert set(kernels["operator"]) == FAMILIES
+    found = set(kernels["operator"])
+    assert found - PROMPTS == FAMILIES
+    assert found & PROMPTS
     assert (kernels["duration_s"] > 0).all()
     assert set(kernels["timing"]) == {"kernel"}
     assert set(kernels["device"]) == {"cpu"}

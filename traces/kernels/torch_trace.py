@@ -32,7 +32,8 @@ WIDTH = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "double": 8, "int": 4, 
 class Part:
     """A part of a range: what it is (``""``: the module itself), its time, its inputs.
 
-    ``operator``, ``shapes`` and ``types`` are those of the operator that took the host longest.
+    ``operator``, ``shapes`` and ``types`` are those of the operator that took the host longest,
+    ``inputs`` the shapes of the inputs of all.
     """
 
     what: str
@@ -41,6 +42,7 @@ class Part:
     shapes: list[list[int]] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     names: Counter[str] = field(default_factory=Counter)
+    inputs: list[list[int]] = field(default_factory=list)
     longest: float = -1.0
 
     def bytes(self) -> int:
@@ -161,6 +163,7 @@ def _operator(event: Mapping[str, Any], stack: Sequence[_Open]) -> _Open:
     if around is not None:
         around.seconds -= event["dur"] * US
     part.names[event["name"]] += 1
+    part.inputs += [shape for shape in event["args"].get("Input Dims", []) if shape]
     if event["dur"] > part.longest:
         part.longest, part.operator = event["dur"], event["name"]
         part.shapes = event["args"].get("Input Dims", [])

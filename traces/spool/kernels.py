@@ -150,18 +150,18 @@ class _Pass:
             sizes = {"tokens": rows, "hidden": width}
             return {"operator": "sampling", "layer": "sampler", **sizes, **self._kernel("")}
         if kind == "norm":
-            return self._elementwise(NORMS.get(layer, "layernorm"), self._widths(part)[0])
+            return self._elementwise(NORMS.get(layer, "layernorm"), max(self._widths(part.inputs)))
         if kind == "embedding":
             return self._elementwise("embedding", int(self._model["hidden_size"]))
         if kind == "activation":  # of gate and up
-            return self._elementwise("act_fn", self._widths(part)[0] // 2)
+            return self._elementwise("act_fn", max(self._widths(part.inputs)) // 2)
         if kind == "rotary":  # query and key
-            return self._elementwise("rotary_emb", sum(self._widths(part)[:2]))
+            return self._elementwise("rotary_emb", sum(self._widths(part.shapes)[:2]))
         return None
 
-    def _widths(self, part: Part) -> list[int]:
+    def _widths(self, shapes: list[list[int]]) -> list[int]:
         """Numbers of one token in each input that has all tokens of the pass."""
-        sizes = [int(np.prod(s)) for s in part.shapes if len(s) > 1 and s[0] == self._tokens]
+        sizes = [int(np.prod(s)) for s in shapes if len(s) > 1 and s[0] == self._tokens]
         return [size // self._tokens for size in sizes]
 
     def _elementwise(self, layer: str, hidden: int) -> dict[str, Any]:
