@@ -18,16 +18,17 @@ from simulator.deployment import (
     parse_deployment,
 )
 from simulator.hardware import DeviceLink, Hardware, load_hardware
-from simulator.memory import KVCapacity, kv_capacity, pipeline_stages
+from simulator.memory import KVCapacity, check_ffn_room, kv_capacity, pipeline_stages
 from simulator.model import ModelSpec, load_model
 from simulator.moe.deployed import deployed_loads
 from simulator.moe.laws import check_law
-from simulator.pipeline.roles import attention_ffn, attention_part
+from simulator.pipeline.roles import attention_ffn, attention_part, ffn_weights
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.scheduling.config import early_rules
 from simulator.step_time.base import StepTimeModel
 from simulator.step_time.deployed import KERNELS, deployed_step_time
+from simulator.step_time.experts import ExpertLoads
 from simulator.step_time.fitted import PROFILE, FittedStepTime, StepProfile, load_profile
 from simulator.step_time.sheet import sheet_profile
 from traces.bundle import content_hash, inside, is_bundle, read_bundle
@@ -37,12 +38,15 @@ ENGINE_VERSIONS = ("0.32.0",)
 OVERLAPPING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
 
 
-KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer", "attention": "kv_consumer"}
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """One cluster of a deployment, its KV sized; ``routing`` and ``operators`` as they apply."""
+    """One cluster of a deployment, its KV sized; ``routing`` and ``operators`` as they apply.
+
+    ``hands_over``: KV goes from a prefill cluster to another one.
+    """
 
     cluster: Cluster
     model: ModelSpec
@@ -50,11 +54,19 @@ class ClusterPlan:
     routing: str
     operators: str | None
     engine_version: str | None = None
+    hands_over: bool = False
 
     @property
     def schedulers(self) -> int:
         """Schedulers of the deployment: every data-parallel rank of every engine has one."""
         return self.cluster.replicas * self.cluster.engine.data_parallel_size
+
+    @property
+    def lock_step_ranks(self) -> int:
+        """Schedulers that step together: they share experts, or FFN ranks."""
+        if self.cluster.role == "attention":
+            return self.schedulers
+        return self.cluster.engine.data_parallel_size if self.model.moe is not None else 1
 
     def scheduler_config(self) -> SchedulerConfig:
         """The scheduler's settings of the cluster's engines."""
@@ -73,9 +85,9 @@ class ClusterPlan:
             num_gpu_blocks=self.capacity.blocks,
             max_model_len=engine.max_model_len or self.model.max_len,
             windows=self.model.kv_windows(),
-            kv_role=KV_ROLES.get(self.cluster.role, ""),
+            kv_role=KV_ROLES.get(self.cluster.role, "") if self.hands_over else "",
             stage_layers=tuple(len(stage) for stage in stages),
-            lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
+            lock_step_ranks=self.lock_step_ranks,
             dbo_decode_token_threshold=engine.dbo_decode_token_threshold * engine.enable_dbo,
             dbo_prefill_token_threshold=engine.dbo_prefill_token_threshold * engine.enable_dbo,
             **(given | early_rules(self.engine_version)),
@@ -102,12 +114,13 @@ class Plan:
             raise ConfigError(f"clusters: this needs a co-located one, got {_roles(self)}")
         return self.clusters[0]
 
-    def side(self, role: Role) -> ClusterPlan:
-        """The cluster of a role; ConfigError unless there is exactly one."""
-        found = [part for part in self.clusters if part.cluster.role == role]
+    def side(self, *roles: Role) -> ClusterPlan:
+        """The cluster with one of the roles; ConfigError unless there is exactly one."""
+        found = [part for part in self.clusters if part.cluster.role in roles]
         if len(found) != 1:
             raise ConfigError(
-                f"clusters: one with role {role} is needed for disaggregation, got {_roles(self)}"
+                f"clusters: one with role {' or '.join(roles)} is needed for disaggregation, got "
+                f"{_roles(self)}"
             )
         return found[0]
 
@@ -154,6 +167,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
             }
         )
     _check_simulated(deployment, model)
+    _check_ffn_memory(deployment, model, home, version)
     if version is None or version.split("+")[0] not in ENGINE_VERSIONS:
         known = ", ".join(ENGINE_VERSIONS)
         ignored.append(f"engine version {version or 'unknown'}: scheduler rules of vLLM {known}")
@@ -172,6 +186,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
             cluster.routing or deployment.routing.policy,
             cluster.operators or deployment.operators,
             version,
+            any(other.role == "prefill" for other in deployment.clusters),
         )
         for cluster in deployment.clusters
         if cluster.role != "ffn"  # it schedules nothing: part of the attention cluster's steps
@@ -191,18 +206,33 @@ def sheet_profile_of(path: Path) -> StepProfile:
 def _check_simulated(deployment: Deployment, model: ModelSpec) -> None:
     clusters = deployment.clusters
     roles = [cluster.role for cluster in clusters]
-    if set(roles) == {"attention", "ffn"}:
+    if {"attention", "ffn"} <= set(roles) <= {"prefill", "attention", "ffn"} and (
+        roles.count("prefill") <= 1
+    ):
         attention_ffn(deployment, model)
     elif roles != ["colocated"] and sorted(roles) != ["decode", "prefill"]:
         given = ", ".join(f"{c.name}: {c.role}" for c in clusters)
         raise ConfigError(
             "clusters: one co-located cluster, one prefill and one decode cluster, or one "
-            f"attention and some ffn clusters, can be simulated, got {given}"
+            "attention and some ffn clusters (with a prefill one, if it is apart), can be "
+            f"simulated, got {given}"
         )
     for cluster in clusters:
         create_policy(cluster.engine.scheduling_policy)
         check_router(cluster.routing or deployment.routing.policy)
     check_law(deployment.moe.expert_load)
+
+
+def _check_ffn_memory(
+    deployment: Deployment, model: ModelSpec, home: Path, version: str | None
+) -> None:
+    if not any(cluster.role == "ffn" for cluster in deployment.clusters):
+        return
+    weights = ffn_weights(deployment, model)
+    for cluster in deployment.clusters:
+        memory_gb = _memory_gb(cluster, home)
+        if cluster.role == "ffn" and memory_gb is not None:
+            check_ffn_room(weights[cluster.name], cluster.engine, memory_gb, cluster.name, version)
 
 
 def _check_pipeline(cluster: Cluster, model: ModelSpec) -> None:
@@ -246,8 +276,6 @@ def _not_honoured(deployment: Deployment) -> list[str]:
         "links": len(deployment.clusters) == 1
         and any(link.from_ != link.to for link in deployment.links),
         "pipeline": not apart and deployment.pipeline.policy != "none",
-        "moe.expert_load with attention and FFN apart: taken as even": apart
-        and deployment.moe.expert_load != "uniform",
     }
     return [name for name, given in found.items() if given]
 
@@ -290,7 +318,9 @@ def load_step_time(
     """
     part = part or plan.only
     if part.cluster.role == "attention":
-        return _attention_ffn_step_time(plan, part, progress)
+        from replay.plan_attention_ffn import pipelined_step_time
+
+        return pipelined_step_time(plan, progress)
     if part.operators is None:
         raise ConfigError("operators: no profile given; make one with frontier fit and pass it "
                           "with --operators")  # fmt: skip
@@ -298,7 +328,7 @@ def load_step_time(
     cluster = part.cluster
     if (path / KERNELS).is_file() and not (path / PROFILE).is_file():
         engine = cluster.engine
-        loads = deployed_loads(plan.deployment.moe, plan.model, engine, plan.home, path)
+        loads = loads_of(plan, engine, path)
         hardware = with_own_link(load_hardware(cluster.hardware, plan.home), plan, cluster)
         return deployed_step_time(
             path, plan.model, engine, hardware, plan.engine_version, loads, progress
@@ -329,25 +359,13 @@ def load_step_time(
     return FittedStepTime(profile, plan.model), note
 
 
-def _attention_ffn_step_time(
-    plan: Plan, part: ClusterPlan, progress: Callable[[str], None]
-) -> tuple[StepTimeModel, dict[str, Any]]:
-    from simulator.step_time.deployed_attention_ffn import deployed_attention_ffn
+def loads_of(plan: Plan, engine: Engine, profile: Path) -> ExpertLoads:
+    """Expert loads of an engine, and where its experts lie. Raises ConfigError.
 
-    def profile_of(cluster: Cluster) -> Path:
-        name = cluster.operators or plan.deployment.operators
-        if name is None:
-            raise ConfigError(f"operators: no profile given for cluster {cluster.name}; pass one "
-                              "of measured kernels with --operators")  # fmt: skip
-        path = find_file(name, plan.home)
-        if not (path / KERNELS).is_file():
-            raise ConfigError(f"{path}: cluster {cluster.name} needs a profile with {KERNELS}")
-        return path
-
-    def hardware_of(cluster: Cluster) -> Hardware:
-        return with_own_link(load_hardware(cluster.hardware, plan.home), plan, cluster)
-
-    return deployed_attention_ffn(
-        plan.deployment, plan.model, profile_of, hardware_of, plan.engine_version,
-        progress=progress,
-    )  # fmt: skip
+    Ranges of experts are those of FFN clusters; an engine that has all of them has them in order.
+    """
+    moe = plan.deployment.moe
+    apart = any(cluster.role == "ffn" for cluster in plan.deployment.clusters)
+    if apart and isinstance(moe.placement, dict):
+        moe = moe.model_copy(update={"placement": "linear"})
+    return deployed_loads(moe, plan.model, engine, plan.home, profile)

@@ -82,8 +82,8 @@ def prepare_disaggregated(
     sink: Sink,
     progress: Callable[[int], None],
 ) -> Prepared:
-    """A prefill and a decode cluster. Raises ConfigError."""
-    parts = plan.side("prefill"), plan.side("decode")
+    """A prefill and a decode cluster, or an attention cluster that decodes. Raises ConfigError."""
+    parts = plan.side("prefill"), plan.side("decode", "attention")
     routing = plan.deployment.routing
     steps, operators = zip(*map(models, parts), strict=True)
     if plan.captured:  # what was measured stands above what the capture's file supposed
@@ -150,7 +150,7 @@ def with_measured_link(deployment: Deployment, operators: Mapping[str, Any]) -> 
 
 def connect(plan: Plan) -> tuple[Connection, int]:
     """What connects the two sides of a plan, and the proxy's time in ps. Raises ConfigError."""
-    parts = plan.side("prefill"), plan.side("decode")
+    parts = plan.side("prefill"), plan.side("decode", "attention")
     layout = kv_layout(plan.model, *(part.cluster.engine for part in parts))
     proxy_ps = round(plan.deployment.routing.proxy_us * 1e-6 * PS_PER_S)
     return Connection(_link(plan, *parts), layout), proxy_ps

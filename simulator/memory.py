@@ -93,6 +93,29 @@ def kv_capacity(
     return KVCapacity(blocks[poorest], "computed", str(budgets[poorest]))
 
 
+def check_ffn_room(
+    weights: int, engine: Engine, memory_gb: float, name: str, engine_version: str | None = None
+) -> None:
+    """Raise ConfigError if a rank of FFN cluster ``name`` has no room for ``weights`` bytes.
+
+    Activations are left out.
+    """
+    needed = weights + RUNTIME_BYTES
+    granted = memory_gb * 1e9 * granted_share(engine, engine_version)
+    if needed > granted:
+        raise ConfigError(
+            f"clusters[{name}].engine: the weights do not fit: {needed / 1e9:.1f} GB a rank with "
+            f"the runtime, {granted / 1e9:.1f} GB granted, {(needed - granted) / 1e9:.1f} GB "
+            "missing"
+        )
+
+
+def granted_share(engine: Engine, engine_version: str | None) -> float:
+    """Share of the device's memory that the engine may use."""
+    default = 0.92 if _since_0_20(engine_version) else 0.90
+    return engine.gpu_memory_utilization or default
+
+
 def memory_budget(
     model: ModelSpec,
     engine: Engine,
@@ -102,9 +125,8 @@ def memory_budget(
 ) -> Budget:
     """What a rank of the pipeline stage with the layers ``stage`` has and needs."""
     recent = _since_0_20(engine_version)
-    share = engine.gpu_memory_utilization or (0.92 if recent else 0.90)
     return Budget(
-        granted=memory_gb * 1e9 * share,
+        granted=memory_gb * 1e9 * granted_share(engine, engine_version),
         weights=weight_bytes(model, engine, stage),
         activations=activation_bytes(model, engine),
         graphs=graph_bytes(model, engine) if recent else 0,

@@ -69,7 +69,8 @@ class Recorder:
             "decode_tokens": pa.array(log["tokens"] - log["prefill_tokens"]),
             "padded_tokens": pa.array(log["tokens"]),
         }
-        if self._demand.config.lock_step_ranks > 1:
+        if self._demand.config.lock_step_ranks > 1 or self._demand.config.kv_role:
+            # where KV is handed over the other side may step together: the columns are the same
             columns["dummy"] = pa.array(log["dummy"].astype(bool))
         return in_order("steps", columns)
 

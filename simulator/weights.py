@@ -57,17 +57,41 @@ def weight_bytes(model: ModelSpec, engine: Engine, stage: range | None = None) -
     shard = Shard(tp, tp * engine.data_parallel_size, engine.num_redundant_experts)
     weights = _stage_weights(model, layers, shard)
     size = compute_bytes(model, engine)
-    form = weight_format(model.quantization, engine.quantization)
-    linear = experts = float(size)
-    if form is not None:
-        experts = form.bits / 8
-        linear = size if form.experts_only else experts
+    linear, experts = _bytes_each(model, engine)
     total = weights.linear * linear + weights.experts * experts + weights.kept * size
     if model.mla is not None and linear < size:
         # W_UK and W_UV, absorbed into the query and output, are kept dequantised as well
         up = model.mla.kv_lora_rank * (model.mla.nope_head_dim + model.mla.v_head_dim)
         total += up * model.heads // tp * len(layers) * size
     return int(total + _rope_table_bytes(model, size))
+
+
+def ffn_weight_bytes(model: ModelSpec, engine: Engine, experts: int, *, first: bool) -> int:
+    """Bytes of weights on one rank of an FFN cluster that holds ``experts`` of each layer.
+
+    The ``first`` of the clusters has the dense MLPs and the shared experts too.
+    """
+    tp, whole = engine.tensor_parallel_size, engine.enable_expert_parallel
+    linear, routed = _bytes_each(model, engine)
+    total = 0.0
+    if model.moe is not None:
+        ranks = tp * engine.data_parallel_size if whole else tp
+        copies = experts + engine.num_redundant_experts
+        total += model.moe_layers * 3 * model.hidden * model.moe.inter * copies / ranks * routed
+    if first:
+        shared = model.moe_layers * model.moe.shared_inter if model.moe else 0
+        width = shared + (model.layers - model.moe_layers) * model.inter
+        total += 3 * model.hidden * width / tp * linear
+    return int(total)
+
+
+def _bytes_each(model: ModelSpec, engine: Engine) -> tuple[float, float]:
+    """Bytes of a weight of a linear layer, and of an expert."""
+    size = compute_bytes(model, engine)
+    form = weight_format(model.quantization, engine.quantization)
+    if form is None:
+        return size, size
+    return (size if form.experts_only else form.bits / 8), form.bits / 8
 
 
 def compute_bytes(model: ModelSpec, engine: Engine) -> int:

@@ -25,7 +25,7 @@ from replay.whatif.spec import Statistic, Sweep, slo_column, statistics_of
 from simulator.deployment import Cluster
 from simulator.hardware import load_hardware
 from simulator.memory import block_bytes, pipeline_stages
-from simulator.model import ModelSpec
+from simulator.pipeline.roles import attention_part, ffn_weights
 from simulator.weights import weight_bytes
 from traces.bundle import Bundle, Manifest
 from traces.digest import text_digest
@@ -140,7 +140,7 @@ class Evaluator:
             row["cost_per_hour"] = sum(
                 devices(c) * price_of(c.hardware, sweep.prices, self._home) for c in clusters
             )
-        row["memory_gb"] = max(_memory_gb(c, plan.model, self._home) for c in clusters)
+        row["memory_gb"] = max(_memory_gb(c, plan, self._home) for c in clusters)
         for name, most in sweep.constraints.model_dump(exclude_none=True).items():
             if row.get(name) is not None and row[name] > most:
                 raise Infeasible(f"{name}: {row[name]:.10g} where at most {most:.10g} are allowed")
@@ -264,12 +264,16 @@ def price_of(hardware: str, prices: dict[str, float], home: Path) -> float:
     return prices[name]
 
 
-def _memory_gb(cluster: Cluster, model: ModelSpec, home: Path) -> float:
+def _memory_gb(cluster: Cluster, plan: Plan, home: Path) -> float:
     """GB (1e9) of weights, and of KV where blocks are given, on the fullest device.
 
     Raises Infeasible if given blocks do not fit.
     """
-    engine = cluster.engine
+    engine, model = cluster.engine, plan.model
+    if cluster.role == "ffn":
+        return ffn_weights(plan.deployment, model)[cluster.name] / 1e9
+    if cluster.role == "attention":
+        model = attention_part(model)
     stages = pipeline_stages(model.layers, engine.pipeline_parallel_size)
     blocks = engine.num_gpu_blocks or 0
     taken = [weight_bytes(model, engine, s) + blocks * block_bytes(model, engine, s)

@@ -212,6 +212,7 @@ class Shape(Record):
     prefill_pairs: int
     engine_tokens: int
     most_tokens: int
+    most_rows: int
     draw: int
     halved: int
 
@@ -253,6 +254,7 @@ class StagePrice(Record):
     stage: small
     kind: small
     lane: small
+    beside: small  # it takes as long as the price before it, or longer
 
 
 class Model(Record):

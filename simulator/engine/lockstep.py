@@ -50,7 +50,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
     m, begun = model_of(w, 0), w.begun
     home = m.shape_at
     slot = (first.first_slot + first.flight) % w.slots
-    total = most = 0
+    total = most = most_rows = 0
     least = w.max_batched_tokens + 1
     halved = w.dbo_decode > 0
     for k in range(w.ranks):
@@ -66,6 +66,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
             _dummy(shape)
         total += shape.tokens
         most = max(most, shape.tokens)
+        most_rows = max(most_rows, shape.rows)
         least = min(least, shape.tokens)
         enough = w.dbo_prefill if shape.prefill_rows else w.dbo_decode
         halved = halved and shape.tokens >= enough
@@ -77,6 +78,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         shape = own_shape_of(s, 0)
         shape.engine_tokens = total
         shape.most_tokens = most
+        shape.most_rows = most_rows
         shape.halved = halved
         shape.draw = first.index * DRAWS_APART + first.begun
         predict(m)

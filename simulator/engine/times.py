@@ -38,6 +38,7 @@ FORWARD, HOST, GAP, HEAD, HOP, EXCHANGE = range(6)  # Term.part
 # Term.kind
 CONSTANT, LINEAR, UPTO, BEYOND, ACTIVE_EXPERTS, DENSE, TABLE, ATTENTION, RANGE, SHARED = range(10)
 LOG_X, LOG_Y, LOG_VALUE = 1, 2, 4  # Term.logs
+WHOLE, SHARED_OUT, COUNTED_ON = range(3)  # what a micro-batch gets of a feature of the step
 PS_PER_S = 1e12
 FEATURES = len(Shape.__annotations__)
 
@@ -87,29 +88,33 @@ def add_up(m: Model) -> None:
 @compiled
 def pipelined(m: Model) -> int:
     """Picoseconds of the stages of a step in micro-batches, in the number that takes least."""
-    rows = shape_of(m, 0).rows
-    most = min(m.most, rows) if rows else 1
+    most = max(1, min(m.most, shape_of(m, 0).most_rows))
     best = 0
+    before = m.outside
     for parts in range(min(m.least, most), most + 1):
         p = pipeline_at(address_of(m, parts - 1).value)
+        outside = before
         for b in range(parts):
             for k in range(m.stages):
                 stage = stage_price_of(m, k)
                 priced = model_at(stage.model)
                 for f in range(FEATURES):
-                    whole = feature_of(m, f).value
-                    if cut_of(m, f).value:
+                    whole, how = feature_of(m, f).value, cut_of(m, f).value
+                    if how == SHARED_OUT:
                         feature_of(priced, f).value = whole * (b + 1) // parts - whole * b // parts
                     else:
-                        feature_of(priced, f).value = whole
+                        feature_of(priced, f).value = whole + b * (how == COUNTED_ON)
                 add_up(priced)
-                m.outside |= priced.outside
+                outside |= priced.outside
                 line = (stage.stage * p.kinds + stage.kind) * parts + b
-                cost_of(p, line * p.lanes + stage.lane).value = priced.forward_ps
+                cost = cost_of(p, line * p.lanes + stage.lane)
+                if not stage.beside or cost.value < priced.forward_ps:
+                    cost.value = priced.forward_ps
         took = last_end_of(p)
         if not best or took < best:
             best = took
             m.micro_batches = parts
+            m.outside = outside
     return best
 
 

@@ -52,7 +52,8 @@ def draw_loads(
     slots = placement.slots(shares, ranks, redundant)
     rng = np.random.default_rng([seed, 1])
     for tokens, counts in zip(sizes, law.counts(rng, moe, steps, sizes), strict=True):
-        yield _seen(tokens, counts, slots, moe)
+        even = counts.dtype.kind == "f"  # expected values
+        yield _even(tokens, slots, moe) if even else seen(tokens, counts, slots, moe)
 
 
 def expected_shares(law: LoadLaw, moe: Layers, steps: int, seed: int) -> Floats:
@@ -66,17 +67,22 @@ def expected_shares(law: LoadLaw, moe: Layers, steps: int, seed: int) -> Floats:
     return np.asarray(totals / totals.sum(axis=-1, keepdims=True))
 
 
-def _seen(tokens: int, counts: Counts, slots: Ints, moe: Layers) -> RankLoads:
-    """Counts by expert to loads by rank."""
-    if counts.dtype.kind == "f":  # even: expected values
-        expected = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens)
-        ranks = slots.shape[1]
-        even = np.ones((1, 1, ranks))
-        held = slots.shape[2]
-        per_rank = min(expected * held * ranks / moe.experts, tokens * moe.top_k) / ranks
-        pairs = tokens * moe.top_k / ranks
-        most = pairs / max(per_rank, 1e-9)
-        return RankLoads(tokens, pairs * even, min(per_rank, held) * even, most * even)
+def _even(tokens: int, slots: Ints, moe: Layers) -> RankLoads:
+    expected = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens)
+    ranks = slots.shape[1]
+    even = np.ones((1, 1, ranks))
+    held = slots.shape[2]
+    per_rank = min(expected * held * ranks / moe.experts, tokens * moe.top_k) / ranks
+    pairs = tokens * moe.top_k / ranks
+    most = pairs / max(per_rank, 1e-9)
+    return RankLoads(tokens, pairs * even, min(per_rank, held) * even, most * even)
+
+
+def seen(tokens: int, counts: Counts, slots: Ints, moe: Layers) -> RankLoads:
+    """Counts by expert, ``(steps, layers, experts)``, to loads by rank.
+
+    ``slots (layers, ranks, experts a rank)``; experts without a slot are left out.
+    """
     layers = counts.shape[1]
     copies = np.stack([np.bincount(row.ravel(), minlength=moe.experts) for row in slots])
     where = np.arange(layers)[:, None, None]

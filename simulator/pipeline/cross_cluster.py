@@ -81,14 +81,21 @@ CHOICES: dict[str, Callable[[Bools], Floats]] = {
 }
 
 
-def cluster_shares(held: Bools, loads: Floats, choice: str | None) -> Floats:
-    """Share of all token-expert pairs that each cluster gets, by layer: ``(layers, clusters)``.
+def cluster_parts(held: Bools, choice: str | None) -> Floats:
+    """Part of each expert's tokens that each cluster takes, ``(clusters, experts)``.
 
-    ``loads (layers, experts)`` are shares of pairs by expert, as the load law has them. Raises
-    ConfigError for an unknown ``choice``.
+    Raises ConfigError for an unknown ``choice``.
     """
     name = choice or "even"
     if name not in CHOICES:
         raise ConfigError(f"moe.replica_choice: unknown {name!r}{nearest(name, CHOICES)}")
-    shares: Floats = loads @ CHOICES[name](held).T
+    return CHOICES[name](held)
+
+
+def cluster_shares(parts: Floats, loads: Floats) -> Floats:
+    """Share of all token-expert pairs that each cluster gets, by layer: ``(layers, clusters)``.
+
+    ``loads (layers, experts)`` are shares of pairs by expert, as the load law has them.
+    """
+    shares: Floats = loads @ parts.T
     return shares

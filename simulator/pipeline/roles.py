@@ -11,6 +11,7 @@ from simulator.model import ModelSpec
 from simulator.pipeline import create_strategy
 from simulator.pipeline.base import Strategy
 from simulator.pipeline.cross_cluster import Bools, experts_held
+from simulator.weights import ffn_weight_bytes
 from traces.errors import ConfigError
 
 MOST_AUTO = 4  # micro-batches that ``auto`` tries
@@ -68,6 +69,19 @@ def attention_ffn(deployment: Deployment, model: ModelSpec) -> AttentionFFN:
 def attention_part(model: ModelSpec) -> ModelSpec:
     """The model without FFN weights: what an attention rank holds, its KV cache apart."""
     return replace(model, moe=None, inter=0)
+
+
+def ffn_weights(deployment: Deployment, model: ModelSpec) -> dict[str, int]:
+    """Bytes of weights on a rank of each FFN cluster. Raises ConfigError for what cannot be.
+
+    The first cluster has the dense MLPs and shared experts too.
+    """
+    apart = attention_ffn(deployment, model)
+    held = np.zeros(len(apart.ffn), int) if apart.held is None else apart.held.sum(1)
+    return {
+        cluster.name: ffn_weight_bytes(model, cluster.engine, int(experts), first=i == 0)
+        for i, (cluster, experts) in enumerate(zip(apart.ffn, held, strict=True))
+    }
 
 
 def _check_ffn(cluster: Cluster) -> None:

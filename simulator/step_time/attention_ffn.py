@@ -1,16 +1,14 @@
 """Step times where attention and FFN are clusters of their own, from the prices of each.
 
-Per layer and micro-batch of n tokens on each of S attention ranks (schedulers), which step
-together and are taken to have equal batches::
+Per layer and micro-batch of n tokens on one of the attention ranks (schedulers), which step
+together, and N on all of them::
 
     attention   projections, attention kernel, norms, router; of n tokens
     a2f         to each FFN cluster over its link: bytes through the busiest port / bandwidth
-    ffn         dense MLP, or shared and routed experts; of the S n tokens of all ranks
+    ffn         dense MLP, or shared and routed experts of the slowest rank; of N tokens
     f2a         back, likewise
 
-A token travels once to every FFN rank that holds one of its experts: to a share
-1 - (1 - p)^k of ranks that get p of the token-expert pairs, with k experts a token. A link's
-bandwidth is that of each rank's port; the port that moves most decides.
+A link's bandwidth is that of each rank's port; the port that moves most decides.
 """
 
 from __future__ import annotations
@@ -24,12 +22,15 @@ import numpy.typing as npt
 from simulator.clock import to_ps
 from simulator.model import ModelSpec
 from simulator.pipeline import Lanes, Pipeline, Stage
-from simulator.pipeline.cross_cluster import cluster_shares
+from simulator.pipeline.cross_cluster import cluster_parts, cluster_shares
 from simulator.pipeline.roles import AttentionFFN, even_loads
+from simulator.step_time.experts import ExpertLoads
+from simulator.step_time.ffn_loads import law_shares
 from simulator.step_time.functions import Constant, Dense
-from simulator.step_time.pipelined import PipelinedStepTime
+from simulator.step_time.pipelined import PipelinedStepTime, StageCost
 from simulator.step_time.prices import Prices
-from simulator.step_time.stage_prices import AttentionSide, FFNSide, Split, StagePrices
+from simulator.step_time.split import AttentionSide, FFNSide, Split
+from simulator.step_time.stage_prices import StagePrices
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,29 +40,28 @@ def split_of(
     model: ModelSpec,
     attention: AttentionSide,
     ffn: Sequence[Prices],
-    loads: Floats | None = None,
+    loads: ExpertLoads | None = None,
     replica_choice: str | None = None,
 ) -> Split:
     """A deployment with its prices: the attention side, and those of each FFN cluster.
 
-    ``loads (layers, experts)`` are shares of token-expert pairs, even ones by default; a
-    cluster's share is the mean over layers. Raises ConfigError for an unknown choice.
+    Every expert gets the same where no ``loads`` are given; a cluster's share is the mean over
+    layers. Raises ConfigError for an unknown choice.
     """
-    shares = np.ones(len(clusters.ffn))
-    counts = np.zeros(len(clusters.ffn), int)
-    if clusters.held is not None:
-        loads = even_loads(model) if loads is None else loads
-        shares = cluster_shares(clusters.held, loads, replica_choice).mean(0)
-        counts = clusters.held.sum(1)
     sides = [
-        FFNSide(cluster, prices, to, back, int(count), float(share))
-        for cluster, prices, to, back, count, share in zip(
-            clusters.ffn, ffn, clusters.to, clusters.back, counts, shares, strict=True
+        FFNSide(cluster, prices, to, back)
+        for cluster, prices, to, back in zip(
+            clusters.ffn, ffn, clusters.to, clusters.back, strict=True
         )
     ]
+    if clusters.held is not None:
+        shares = even_loads(model) if loads is None else law_shares(loads, model)
+        parts = cluster_parts(clusters.held, replica_choice)
+        of_all = cluster_shares(parts, shares).mean(0)
+        for side, held, part, share in zip(sides, clusters.held, parts, of_all, strict=True):
+            side.experts, side.part, side.share = int(held.sum()), part, float(share)
     return Split(
-        model, attention, sides, clusters.strategy,
-        clusters.micro_batches,
+        model, attention, sides, clusters.strategy, clusters.micro_batches, loads=loads
     )  # fmt: skip
 
 
@@ -89,19 +89,28 @@ def attention_ffn_step_time(
     costs = [cost for i, kind in enumerate(names) for cost in pricing.layer(i, *kind)]
     costs += pricing.closing(len(names))
     opening = pricing.table(split.attention.prices, pricing.calls.opening)
+    measured = {"tokens": pricing.most, "engine_tokens": pricing.most_of_all}
+    costs.append(StageCost("attention", 0, [], beside=True, ranges=measured))
     step_time = PipelinedStepTime(
         costs,
         pipelines,
         least=split.micro_batches[0],
         outside=[(1.0, Dense("tokens", opening)), (step_s, Constant())],
         frontend_ps=to_ps(frontend_s),
-        ranges={"tokens": pricing.most, "sampled": engine.max_num_seqs},
+        ranges={"sampled": engine.max_num_seqs},
     )
     estimated: dict[str, str] = {}
     sides: list[AttentionSide | FFNSide] = [split.attention, *split.ffn]
     for side in sides:
         estimated |= {f"{side.cluster.name}: {k}": v for k, v in side.prices.estimated.items()}
-    return step_time, {"estimated": estimated, "measured_to_tokens": pricing.most}
+    notes = {
+        "estimated": estimated,
+        "measured_to_tokens": pricing.most,
+        "measured_to_tokens_of_all": pricing.most_of_all,
+    }
+    if split.loads is not None:
+        notes |= {"expert_load": split.loads.said, "straggler": pricing.stragglers}
+    return step_time, notes
 
 
 def _kinds(model: ModelSpec) -> list[tuple[int, bool]]:

@@ -35,6 +35,7 @@ FEATURES = tuple(Shape.__annotations__)
 ENGINE_TOKENS, MOST_TOKENS = (FEATURES.index(f"{whose}_tokens") for whose in ("engine", "most"))
 FIRST = list(Model.__annotations__).index("forward_ps")
 TIMES = slice(FIRST, FIRST + len(StepTimes._fields))
+MOST_ROWS = FEATURES.index("most_rows")
 Sum = Sequence[tuple[float, Function]]  # (coefficient, function) pairs
 Fields = dict[str, int]
 
@@ -109,6 +110,7 @@ class CompiledStepTime:
         self._pack(self._shape, 0, *self._features(shape))
         if not shape.engine_tokens:
             self._asked[ENGINE_TOKENS] = self._asked[MOST_TOKENS] = shape.tokens
+            self._asked[MOST_ROWS] = shape.rows
         self._evaluate(self.address)
         return StepTimes(*self._answer[TIMES])
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,34 @@ from simulator.deployment import Cluster, Deployment
 from simulator.hardware import Hardware
 from simulator.model import ModelSpec
 from simulator.pipeline.roles import attention_ffn
-from simulator.step_time.attention_ffn import Floats, attention_ffn_step_time, split_of
+from simulator.step_time.attention_ffn import attention_ffn_step_time, split_of
 from simulator.step_time.baking import attention_grids
 from simulator.step_time.deployed import KERNELS
+from simulator.step_time.experts import ExpertLoads
 from simulator.step_time.overhead import load_overhead
 from simulator.step_time.pipelined import PipelinedStepTime
 from simulator.step_time.prices import Prices
 from simulator.step_time.profile_prices import profile_prices
-from simulator.step_time.stage_prices import AttentionSide
+from simulator.step_time.split import AttentionSide, FFNSide, Split
 from traces.bundle import content_hash
 from traces.digest import text_digest
 
 
-def deployed_attention_ffn(
+@contextmanager
+def deployed_split(
     deployment: Deployment,
     model: ModelSpec,
     profile_of: Callable[[Cluster], Path],
     hardware_of: Callable[[Cluster], Hardware],
     engine_version: str | None,
-    loads: Floats | None = None,
+    loads: ExpertLoads | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[PipelinedStepTime, dict[str, Any]]:
-    """The model of the attention cluster's schedulers, and what to note of it in the manifest.
+) -> Iterator[tuple[Split, dict[str, Any]]]:
+    """The deployment with its prices, and what to note of the profiles in the manifest.
 
-    ``loads (layers, experts)``: shares of token-expert pairs, even by default. Raises
-    ConfigError for what cannot be or cannot be priced, TraceError for a damaged profile.
+    ``loads`` are drawn expert loads; None: every expert gets the same. Operators fitted
+    meanwhile are kept in the profiles. Raises ConfigError for what cannot be or cannot be
+    priced, TraceError for a damaged profile.
     """
     clusters = attention_ffn(deployment, model)
     hashes: dict[str, str] = {}
@@ -59,14 +62,27 @@ def deployed_attention_ffn(
             clusters.attention, own, *attention_grids(own, model, clusters.attention.engine)
         )
         ffn = [prices(cluster) for cluster in clusters.ffn]
-        split = split_of(clusters, model, side, ffn, loads, deployment.moe.replica_choice)
-        constants = _overhead(profile_of(clusters.attention), hardware_of(clusters.attention),
-                              engine_version, notes)  # fmt: skip
-        step_time, priced = attention_ffn_step_time(split, **constants)
-        for cluster, found in zip((clusters.attention, *clusters.ffn), (own, *ffn), strict=True):
-            notes["fitted"][cluster.name] = dict(found.unmeasured.used)
-    same = len(set(hashes.values())) == 1
-    notes["profile"] = hashes[clusters.attention.name] if same else text_digest(hashes)
+        same = len(set(hashes.values())) == 1
+        notes["profile"] = hashes[clusters.attention.name] if same else text_digest(hashes)
+        yield split_of(clusters, model, side, ffn, loads, deployment.moe.replica_choice), notes
+
+
+def split_step_time(
+    split: Split,
+    notes: dict[str, Any],
+    profile: Path,
+    hardware: Hardware,
+    engine_version: str | None,
+) -> tuple[PipelinedStepTime, dict[str, Any]]:
+    """The model of the attention cluster's schedulers, and ``notes`` with what it rests on.
+
+    ``profile`` and ``hardware`` are the attention cluster's. Raises ConfigError.
+    """
+    constants = _overhead(profile, hardware, engine_version, notes)
+    step_time, priced = attention_ffn_step_time(split, **constants)
+    sides: list[AttentionSide | FFNSide] = [split.attention, *split.ffn]
+    for side in sides:
+        notes["fitted"][side.cluster.name] = dict(side.prices.unmeasured.used)
     return step_time, notes | priced
 
 

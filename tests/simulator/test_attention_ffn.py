@@ -12,14 +12,14 @@ import pytest
 from simulator.deployment import SHIPPED, Cluster, Engine, Link, parse_deployment
 from simulator.model import ModelSpec, load_model
 from simulator.pipeline import create_strategy, idle_times
-from simulator.pipeline.cross_cluster import cluster_shares, experts_held
+from simulator.pipeline.cross_cluster import cluster_parts, cluster_shares, experts_held
 from simulator.pipeline.roles import attention_ffn, attention_part
 from simulator.step_time.attention_ffn import attention_ffn_step_time, split_of
 from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.base import BatchShape
 from simulator.step_time.layers import SAMPLED, Call, calls
 from simulator.step_time.prices import Prices
-from simulator.step_time.stage_prices import AttentionSide, FFNSide, Split
+from simulator.step_time.split import AttentionSide, FFNSide, Split
 from simulator.weights import parameters
 from traces.errors import ConfigError
 
@@ -135,7 +135,7 @@ def test_tokens_are_sent_once_to_every_rank_that_holds_one_of_their_experts() ->
     side = AttentionSide(attention, cast(Prices, MadeUpPrices()), [grid()])
     split = Split(spec, side, sides, create_strategy("none"), (1, 1))
     step_time, _ = attention_ffn_step_time(split)
-    pipeline = step_time.pipeline_of(decodes(60))
+    pipeline = step_time.pipeline_of(replace(decodes(60), engine_tokens=180, most_tokens=60))
     rng = np.random.default_rng(0)
     chosen = rng.random((180 * 200, 128)).argsort(1)[:, :8]
     owner = np.concatenate([np.repeat(np.arange(4), 24), np.repeat([4, 5], 16)])
@@ -149,11 +149,48 @@ def test_tokens_are_sent_once_to_every_rank_that_holds_one_of_their_experts() ->
     gemms = [MadeUpPrices(), MadeUpPrices()]
     for part, prices in zip(sides, gemms, strict=True):
         part.prices = cast(Prices, prices)
-    attention_ffn_step_time(split)
+    attention_ffn_step_time(replace(split, routed={}))
     for prices, pairs in zip(gemms, (180 * 8 * 96 / 128 / 4, 180 * 8 * 32 / 128 / 2), strict=True):
         ((call, rows),) = [x for x in prices.asked if x[0].family == "grouped_gemm"]
-        assert rows[59] * 8 / call.shape["ep"] == pytest.approx(pairs)
+        assert rows[179] * 8 / call.shape["ep"] == pytest.approx(pairs)
         assert call.shape["local_experts"] in (24, 16)
+
+
+def test_ranks_of_unequal_batches_step_as_the_slowest_does() -> None:
+    """One of 4 attention ranks has 100 decodes, the others 20: the FFN gets 160 tokens."""
+    spec = model("qwen3-30b-a3b")
+    wired = {"bandwidth_gb_s": 50.0}
+    links = [{"from": "a", "to": "f", **wired}, {"from": "f", "to": "a", **wired}]
+    experts = {"data_parallel_size": 4, "enable_expert_parallel": True}
+    described = content(ffn=experts, links=links)
+    described["clusters"][0]["engine"] = ENGINE | {"data_parallel_size": 4}
+    step_time, _ = attention_ffn_step_time(made(described, spec))
+    together = {"engine_tokens": 160, "most_tokens": 100, "most_rows": 100}
+    full = step_time.pipeline_of(replace(decodes(100), **together)).durations.copy()
+    less = step_time.pipeline_of(replace(decodes(20), **together)).durations.copy()
+    attention, a2f, ffn, _ = full[:4, 0, 0, 0] - less[:4, 0, 0, 0]
+    assert ffn == 0  # what FFN ranks do is everyone's
+    assert attention > 0
+    # the port of the fullest attention rank decides: 3.6 copies of its 100 tokens, of one FFN
+    # rank's port 0.9 of the 160
+    assert a2f > 0
+    even = step_time.pipeline_of(
+        replace(decodes(40), engine_tokens=160, most_tokens=40, most_rows=40)
+    )
+    assert even.durations[2, 0, 0, 0] == full[2, 0, 0, 0]
+
+
+def test_all_ranks_cut_a_step_alike() -> None:
+    spec = model("llama-3.1-8b")
+    policy = {"policy": "ping_pong", "micro_batches": 3}
+    step_time, _ = attention_ffn_step_time(made(content(policy), spec))
+    alone = step_time.pipeline_of(decodes(2))
+    beside = step_time.pipeline_of(
+        replace(decodes(2), engine_tokens=90, most_tokens=88, most_rows=88)
+    )
+    assert (alone.micro_batches, beside.micro_batches) == (2, 3)
+    assert beside.durations[2, 0].min() > 0
+    assert beside.durations[0, 0, 0] == 0  # a micro-batch that this rank has no row for
 
 
 @pytest.mark.parametrize(
@@ -183,12 +220,12 @@ def test_replicated_experts_go_where_the_choice_says() -> None:
     placement = {"x": [[0, 5]], "y": [[4, 7]]}
     held = experts_held(placement, ["x", "y"], 8)
     loads = np.array([[0.3, 0.1, 0.1, 0.1, 0.2, 0.1, 0.05, 0.05]])
-    assert cluster_shares(held, loads, None)[0] == pytest.approx([0.75, 0.25])
-    assert cluster_shares(held, loads, "first")[0] == pytest.approx([0.9, 0.1])
+    assert cluster_shares(cluster_parts(held, None), loads)[0] == pytest.approx([0.75, 0.25])
+    assert cluster_shares(cluster_parts(held, "first"), loads)[0] == pytest.approx([0.9, 0.1])
     with pytest.raises(
         ConfigError, match=r"moe\.replica_choice: unknown 'evn'; did you mean 'even'"
     ):
-        cluster_shares(held, loads, "evn")
+        cluster_parts(held, "evn")
 
 
 def test_an_attention_rank_holds_no_ffn_weights() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.pipeline import STAGES, Lanes, Pipeline, create_strategy
 from simulator.step_time.base import BatchShape
-from simulator.step_time.functions import Constant, Dense, Linear
+from simulator.step_time.functions import Constant, Dense, Linear, Shared
 from simulator.step_time.pipelined import PipelinedStepTime, StageCost
 from simulator.step_time.spans import StepAt, spans_table
 from traces.check import table_faults
@@ -140,3 +140,25 @@ def test_spans_of_a_step_lie_within_it() -> None:
     assert second["start_s"].min() == pytest.approx(3 + 5e-6)
     whole_s = model.times(shape).forward / PS
     assert second["end_s"].max() == pytest.approx(3 + whole_s, rel=1e-12)
+
+
+def test_each_micro_batch_gets_the_next_draw_and_the_longer_of_two_costs() -> None:
+    grid = np.array([1.0, 1000.0])
+    curves = Shared(grid, np.array([[1e-6, 1e-6], [5e-6, 5e-6], [2e-6, 2e-6]]))
+    costs = [
+        StageCost("attention", 0, [(1e-6, Constant())]),
+        StageCost("ffn", 0, [(1.0, curves)]),
+        StageCost("a2f", 0, [(1e-8, Linear("engine_tokens"))]),
+        StageCost("a2f", 0, [(1e-7, Linear("tokens"))], beside=True),
+    ]
+    pipeline = Pipeline(create_strategy("ping_pong"), 2, 3, Lanes(1, 1), (0, 0, 0))
+    model = PipelinedStepTime(costs, [pipeline] * 3, least=3)
+    shape = replace(decode_shape([9] * 6), engine_tokens=90, most_tokens=90, most_rows=90, draw=4)
+    found = model.pipeline_of(shape).durations[:, 0, :, 0]
+    assert found[STAGES.index("ffn")].tolist() == [5 * PS // 10**6, 2 * PS // 10**6, PS // 10**6]
+    # 30 tokens of all at 10 ns, 2 of its own at 100 ns: then 60 of its own
+    assert found[STAGES.index("a2f")].tolist() == [3 * PS // 10**7] * 3
+    alone = replace(decode_shape([9] * 90), draw=4)
+    assert model.pipeline_of(alone).durations[1, 0, :, 0].tolist() == [3 * PS // 10**6] * 3
+    model.hold(3)
+    assert model.pipeline_of(shape).micro_batches == 3
