@@ -19,6 +19,8 @@ from replay.progress import progress_of
 from simulator.arrivals import Arrivals, ClosedLoop, OpenLoop
 from simulator.records import RECORDABLE, Collected, Sink, Streamed
 from simulator.step_time.base import StepTimeModel
+from simulator.step_time.kept_spans import NEEDED, KeptSteps
+from simulator.step_time.pipelined import PipelinedStepTime
 from traces.bundle import (
     Bundle,
     Manifest,
@@ -32,6 +34,9 @@ from traces.load import load_workload
 from traces.metrics import column, request_metrics
 from traces.workload import Workload, first_requests, scale_rate
 
+SPANS = "spans"
+FIRST_STEPS = 0, 9  # whose stages are recorded, unless others are named
+
 
 def run_replay(
     workload_path: Path,
@@ -44,6 +49,7 @@ def run_replay(
     limit: int | None = None,
     seed: int = 0,
     record: str = "none",
+    span_steps: tuple[int, int] = FIRST_STEPS,
 ) -> str:
     """The verb: read, simulate, write ``out``; returns a summary for the terminal.
 
@@ -69,7 +75,7 @@ def run_replay(
         with progress_of(len(workload), "simulating") as advance:
             manifest, tables = replay(
                 workload, plan, concurrency=concurrency, record=wanted, progress=advance,
-                say=lambda text: print(text, file=sys.stderr), sink=sink,
+                say=lambda text: print(text, file=sys.stderr), sink=sink, span_steps=span_steps,
             )  # fmt: skip
     except BaseException:
         sink.discard()
@@ -94,24 +100,34 @@ def replay(
     say: Callable[[str], None] = lambda _: None,
     sink: Sink | None = None,
     step_time: tuple[StepTimeModel, dict[str, Any]] | None = None,
+    span_steps: tuple[int, int] = FIRST_STEPS,
 ) -> tuple[Manifest, dict[str, pa.Table]]:
     """Simulate; returns the manifest and tables of the simulated bundle.
 
     What is recorded beside the requests goes to ``sink`` piece by piece, if one is given,
     and is not among the tables then. Ctrl-C ends the simulation; the manifest's notes say
-    so. ``step_time``, a model and its note, stands in for the one the plan names. Raises
+    so. ``step_time``, a model and its note, stands in for the one the plan names. ``spans``
+    are of the steps ``span_steps``, first and last, and always among the tables. Raises
     ConfigError or TraceError for what cannot be simulated.
     """
+    known = (*RECORDABLE, SPANS)
     for name in record:
-        if name not in RECORDABLE:
-            raise ConfigError(f"--record: unknown {name!r}{nearest(name, RECORDABLE)}")
+        if name not in known:
+            raise ConfigError(f"--record: unknown {name!r}{nearest(name, known)}")
     collected = Collected()
+    takes: Sink = sink or collected
+    kept = _kept_steps(plan, record, takes, span_steps) if SPANS in record else None
+    pipelined: list[StepTimeModel] = []
     make = prepare_colocated if len(plan.clusters) == 1 else prepare_disaggregated
 
     def models(part: ClusterPlan) -> tuple[StepTimeModel, dict[str, Any]]:
-        return step_time or load_step_time(plan, part, say)
+        found = step_time or load_step_time(plan, part, say)
+        if part.cluster.role == "attention":
+            pipelined.append(found[0])
+        return found
 
-    prepared = make(workload, plan, models, record, sink or collected, progress)
+    recorded = record if kept is None else NEEDED
+    prepared = make(workload, plan, models, recorded, kept or takes, progress)
     simulation, demand = prepared.simulation, prepared.demand
     arrivals: Arrivals = OpenLoop(demand)
     if concurrency is not None:
@@ -126,7 +142,21 @@ def replay(
         )
     else:
         simulation.check()
-    return manifest, {**tables, **collected.tables()}
+    tables |= collected.tables()
+    if kept is not None and isinstance(pipelined[0], PipelinedStepTime):
+        ffn = [c.name for c in plan.deployment.clusters if c.role == "ffn"]
+        tables[SPANS] = kept.spans(pipelined[0], ffn)
+    return manifest, tables
+
+
+def _kept_steps(
+    plan: Plan, record: Sequence[str], sink: Sink, span_steps: tuple[int, int]
+) -> KeptSteps:
+    attention = [p.cluster.name for p in plan.clusters if p.cluster.role == "attention"]
+    if not attention:
+        raise ConfigError("--record: spans are the stages of attention and FFN clusters, which "
+                          "this deployment has not")  # fmt: skip
+    return KeptSteps(sink, [name for name in record if name != SPANS], attention[0], *span_steps)
 
 
 def _write(folder: Path, plan: Plan, manifest: Manifest, tables: Mapping[str, pa.Table]) -> Bundle:

@@ -20,7 +20,18 @@ from replay.verbs.common import ANY_PATH, DIRECTORY
 @click.option("--limit", type=click.IntRange(1), help="Only the first N requests.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--record", default="none", show_default=True, help="Beside the requests: steps,step_requests."
+    "--record",
+    default="none",
+    show_default=True,
+    help="Beside the requests: steps,step_requests,spans (stages of some steps).",
+)
+@click.option(
+    "--span-steps",
+    type=(click.IntRange(0), click.IntRange(0)),
+    default=(0, 9),
+    show_default=True,
+    metavar="FIRST LAST",
+    help="Steps that spans are recorded of.",
 )
 def replay(workload: Path, deployment: Path | None, out: Path, **options: Any) -> None:
     """Simulate WORKLOAD (a bundle or any known trace format) as a bundle."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,146 @@ def test_free_links_in_turn_are_the_colocated_step(
     assert wired - free == pytest.approx(wire + choices, rel=1e-4)
 
 
+PREFILL = """
+  - {name: p, role: prefill, hardware: h100_sxm, engine: {max_num_seqs: 16,
+     max_num_batched_tokens: 256, enforce_eager: true, num_gpu_blocks: 400}}
+"""
+HANDED = "links:\n  - {from: p, to: %s, bandwidth_gb_s: 20, latency_us: 5}\n"
+CLUSTERS = ("clusters:\n", "clusters:" + PREFILL)
+
+
+def with_prefill(home: Path) -> Path:
+    return deployment(home, APART, CLUSTERS, ("links:\n", HANDED % "a"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_prefill_attention_and_ffn(world: Callable[[dict[str, Any]], Path], ranks: int) -> None:
+    home = world(MOE)
+    path = with_prefill(home)
+    text = path.read_text().replace(
+        "role: attention, hardware: h100_sxm, engine: {",
+        f"role: attention, hardware: h100_sxm, engine: {{data_parallel_size: {ranks}, ",
+    )
+    path.write_text(text + "pipeline: {policy: ping_pong, micro_batches: auto}\n")
+    run_replay(home / "w.csv", path, home / "out", record="steps")
+    bundle = read_bundle(home / "out")
+    assert set(bundle.requests["status"].to_pylist()) == {"finished"}
+    steps = bundle.table("steps").to_pandas()
+    assert set(steps["cluster"]) == {"p", "a"}
+    decoding = steps[steps["cluster"] == "a"]
+    assert set(decoding["replica"]) == set(range(ranks))
+    # the last token of each prompt is computed again, as vLLM does
+    assert decoding["prefill_tokens"].sum() == 20
+    # attention ranks step together
+    ends = decoding.groupby("step")["end_s"].nunique()
+    assert set(ends) == {1}
+    assert len(bundle.table("transfers")) == 20
+    notes = bundle.manifest.notes["operators"]["clusters"]
+    assert set(notes["a"]["kernels_of"]) == {"a", "f"}
+
+
+def test_free_links_hand_over_as_between_prefill_and_decode(
+    world: Callable[[dict[str, Any]], Path],
+) -> None:
+    """P + A + F with free links in turn, against P + D: every request at the same times."""
+    home = world(DENSE)
+    decode_role = ("{name: a, hardware", "{name: a, role: decode, hardware")
+    links = ("num_gpu_blocks: 400}}]", "num_gpu_blocks: 400}}]\n" + HANDED % "a")
+    apart = with_prefill(home)
+    apart.write_text(apart.read_text().replace(*FREE))
+    run_replay(home / "w.csv", apart, home / "paf")
+    together = deployment(
+        home, COLOCATED, decode_role, links, ("clusters: [{name: a, role", "clusters:" + PREFILL +
+        "  - {name: a, role"), ("num_gpu_blocks: 400}}]\n", "num_gpu_blocks: 400}}\n"),
+    )  # fmt: skip
+    run_replay(home / "w.csv", together, home / "pd")
+    one, other = (read_bundle(home / name).requests for name in ("paf", "pd"))
+    for name in ("first_token_s", "finished_s", "transfer_end_s", "decode_queued_s"):
+        assert one[name].to_numpy() == pytest.approx(other[name].to_numpy(), rel=1e-6)
+
+
+def test_drawn_loads_make_a_straggler(world: Callable[[dict[str, Any]], Path]) -> None:
+    home = world(MOE)
+    ep = ("{name: f, role: ffn, hardware: h100_sxm, engine: {",
+          "{name: f, role: ffn, hardware: h100_sxm, engine: {data_parallel_size: 4, "
+          "enable_expert_parallel: true, ")  # fmt: skip
+    zipf = "moe: {expert_load: {from: zipf, exponent: 1.2}}\n"
+    path = deployment(home, APART, ep)
+    even = seconds(path, 200)
+    path.write_text(path.read_text() + zipf)
+    model, note = load_step_time(make_plan(path))
+    drawn = [model.times(replace(decode(200), draw=d)).alone / 1e12 for d in range(8)]
+    assert len(set(drawn)) == 8  # each draw has its own loads
+    assert min(drawn) > even
+    assert note["straggler"]["f"] > 1.1
+    assert not make_plan(path).ignored
+    # experts over two clusters: the same law, each cluster's ranks by their own experts
+    far = """
+  - {name: g, role: ffn, hardware: h100_sxm, engine: {data_parallel_size: 2,
+     enable_expert_parallel: true, max_num_seqs: 16, max_num_batched_tokens: 256}}
+links:
+  - {from: a, to: g, bandwidth_gb_s: 50}
+  - {from: g, to: a, bandwidth_gb_s: 50}
+"""
+    ranges = "moe: {placement: {f: [[0, 15]], g: [[16, 31]]}, expert_load: "
+    spread = deployment(home, APART, ep, ("links:\n", far.lstrip("\n")))
+    spread.write_text(spread.read_text() + ranges + "{from: zipf, exponent: 1.2}}\n")
+    assert set(load_step_time(make_plan(spread))[1]["straggler"]) == {"f", "g"}
+
+
+def test_weights_that_do_not_fit_the_ffn_ranks_are_refused(
+    world: Callable[[dict[str, Any]], Path],
+) -> None:
+    wide = MOE | {"moe_intermediate_size": 2_000_000}
+    path = deployment(world(MOE), APART)
+    (path.parent / "model.json").write_text(json.dumps(wide))
+    with pytest.raises(ConfigError) as error:
+        make_plan(path)
+    # 4 layers x 32 experts x 3 x 64 x 2,000,000 weights of 2 bytes, and 551 MiB
+    assert str(error.value).startswith(
+        "clusters[f].engine: the weights do not fit: 98.9 GB a rank with the runtime, "
+    )
+    assert str(error.value).endswith(" GB missing")
+
+
+def test_stages_of_chosen_steps_are_recorded(
+    world: Callable[[dict[str, Any]], Path],
+) -> None:
+    """Two attention ranks: the spans are the slowest one's and end with the step."""
+    home = world(MOE)
+    path = with_prefill(home)
+    text = path.read_text().replace(
+        "role: attention, hardware: h100_sxm, engine: {",
+        "role: attention, hardware: h100_sxm, engine: {data_parallel_size: 2, ",
+    )
+    path.write_text(text + "pipeline: {policy: ping_pong, micro_batches: 2}\n")
+    run_replay(home / "w.csv", path, home / "out", record="spans", span_steps=(20, 22))
+    bundle = read_bundle(home / "out")
+    assert "steps" not in bundle  # not asked for
+    spans = bundle.table("spans").to_pandas()
+    assert set(spans["step"]) == {20, 21, 22}
+    assert set(zip(spans["cluster"], spans["stage"], strict=True)) == {
+        ("a", "attention"), ("a", "a2f"), ("f", "ffn"), ("f", "f2a")
+    }  # fmt: skip
+    run_replay(home / "w.csv", path, home / "whole", record="steps")
+    steps = read_bundle(home / "whole").table("steps").to_pandas()
+    for number, mine in spans.groupby("step"):
+        (step,) = (
+            steps[(steps["cluster"] == "a") & (steps["step"] == number)]
+            [["end_s", "forward_s"]].drop_duplicates().to_numpy().tolist()
+        )  # fmt: skip
+        assert mine["end_s"].max() == pytest.approx(step[0], rel=1e-12)
+        assert mine["start_s"].min() >= step[0] - step[1] - 1e-12
+        assert set(mine["micro_batch"]) == {0, 1}
+
+
+def test_only_pipelines_have_stages(world: Callable[[dict[str, Any]], Path]) -> None:
+    home = world(DENSE)
+    path = deployment(home, COLOCATED)
+    with pytest.raises(ConfigError, match="--record: spans are the stages of attention and FFN"):
+        run_replay(home / "w.csv", path, home / "out", record="spans")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -111,10 +252,11 @@ def test_free_links_in_turn_are_the_colocated_step(
         ("links:", "moe: {placement: {f: [[0, 30]]}}\nlinks:", "expert 31 is placed in no"),
         ("operators: profile\n", "", "no profile given"),
         ("role: ffn", "role: decode", "one attention and some ffn clusters"),
+        (*CLUSTERS, "one from p to a is needed, got 0"),
     ],
 )
 def test_refused(world: Callable[[dict[str, Any]], Path], old: str, new: str, said: str) -> None:
     path = deployment(world(MOE), APART, (old, new))
     with pytest.raises(ConfigError, match=said) as error:
-        load_step_time(make_plan(path))
+        run_replay(path.parent / "w.csv", path, path.parent / "out")
     assert "\n" not in str(error.value)
