@@ -21,6 +21,8 @@ TITLES = {
     "settings": "Settings",
     "host_overhead": "Host overhead",
     "operators": "Operators",
+    "expert_loads": "Expert loads",
+    "links": "Links",
     "rest": "Rest",
     "simulated": "Simulated",
 }

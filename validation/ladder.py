@@ -12,7 +12,9 @@ the step from one rung to the next, so that the terms add up to the whole error:
     kv_capacity    KV blocks of the simulated deployment
     settings       its other scheduler settings
     host_overhead  host time and the gap between steps predicted
-    operators      forward time predicted: nothing measured is left
+    operators      forward time predicted, under the measured run's expert loads and links
+    expert_loads   loads and placement of experts of the simulated deployment
+    links          its links between the devices of an engine: nothing measured is left
     rest           the simulated run itself: what this module's plain engine leaves out
 
 Scheduling comes before predicted times because a schedule follows the times: a late step
@@ -44,6 +46,8 @@ TERMS = {
     "settings": "other scheduler settings of the simulated deployment",
     "host_overhead": "host time between forwards predicted",
     "operators": "forward times predicted",
+    "expert_loads": "expert loads of the simulated deployment",
+    "links": "links of the simulated deployment",
     "rest": "the simulated run itself",
 }
 
@@ -84,7 +88,7 @@ def build_ladder(
         "largest": {m: max(terms, key=lambda n: abs(terms[n][m])) for m in LADDER_METRICS},
         "schedule": {**asdict(schedule), "share": schedule.share},
         "steps": {
-            **step_errors(list(mixer.records.values()), simulator.model),
+            **step_errors(mixer.engines, simulator.stages()[0][1]),
             "effect": mixer.direct_effect(),
         },
     }
@@ -112,6 +116,12 @@ def _check(measured: Bundle, simulated: Bundle, simulator: Simulator) -> str:
             raise TraceError(f"{measured.path}: no {table}.parquet: --ladder needs every batch")
     if "queued_s" not in measured.requests.column_names:
         raise TraceError(f"{measured.path}: requests without queued_s: --ladder needs it")
+    ranks = simulator.measured.lock_step_ranks, simulator.simulated.lock_step_ranks
+    if len({*ranks}) > 1:
+        raise TraceError(
+            f"{simulated.path}: {ranks[1]} ranks step together, in {measured.path} {ranks[0]}: "
+            "--ladder needs as many"
+        )
     used = provenance.profile(simulated)["hash"]
     if simulator.profile != used and None not in (simulator.profile, used):
         raise TraceError(

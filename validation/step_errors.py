@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,23 @@ import numpy.typing as npt
 from simulator.clock import PS_PER_S
 from simulator.step_time.base import StepTimeModel
 from traces.metrics import Floats
+from validation.predicting import Predictor, has_prefill
 from validation.recorded_steps import PARTS, Record
 
 
-def step_errors(records: Sequence[Record], model: StepTimeModel) -> dict[str, Any]:
+def step_errors(records: Mapping[int, Record], model: StepTimeModel) -> dict[str, Any]:
     """Errors by part (forward, host, gap) and by kind of step (decode only, with prefill).
 
+    ``records`` are the engines', by their first rank.
     Each ``{"steps", "measured_s", "predicted_s", "error", "mape"}``: means in seconds, the
     error of their sum, and the mean error of a step; a kind is of host + forward. What no
     step has, or takes no time, is left out.
     """
-    ours = {p: np.concatenate([r.parts[p] for r in records]) / PS_PER_S for p in PARTS}
-    pairs = [_predicted(r, model) for r in records]
+    known = records.values()
+    ours = {p: np.concatenate([r.parts[p] for r in known]) / PS_PER_S for p in PARTS}
+    pairs = [_predicted(r, Predictor(model, first)) for first, r in records.items()]
     theirs = {p: np.concatenate([pair[p] for pair in pairs]) for p in PARTS}
-    prefill = np.array([s.prefill_tokens > 0 for r in records for s in r.shapes], bool)
+    prefill = np.array([has_prefill(shapes) for r in known for shapes in r.shapes], bool)
     kinds = {"all": prefill | True, "decode": ~prefill, "prefill": prefill}
     whole = ours["forward"] + ours["host"], theirs["forward"] + theirs["host"]
     found = {
@@ -34,15 +37,15 @@ def step_errors(records: Sequence[Record], model: StepTimeModel) -> dict[str, An
     return {name: {k: v for k, v in group.items() if v} for name, group in found.items()}
 
 
-def _predicted(record: Record, model: StepTimeModel) -> dict[str, Floats]:
+def _predicted(record: Record, model: Predictor) -> dict[str, Floats]:
     """Predicted parts, seconds; no host where the record has none (hidden behind the device)."""
-    times = [model.times(shape).in_one_stage() for shape in record.shapes]
+    times = [model.times(n, shapes) for n, shapes in enumerate(record.shapes)]
     parts = {p: np.array([getattr(t, p) for t in times], float) / PS_PER_S for p in PARTS}
     parts["host"] = np.where(record.parts["host"] > 0, parts["host"], 0.0)
     return parts
 
 
-def accumulated_error(record: Record, model: StepTimeModel) -> tuple[Floats, Floats]:
+def accumulated_error(record: Record, model: Predictor) -> tuple[Floats, Floats]:
     """How far predicted step times run ahead of the record, with every batch as recorded.
 
     Returns times and the sum of predicted - measured up to each, both ``(2 n_steps,)``

@@ -40,8 +40,10 @@ def validate(
 def _simulator_of(measured: Path, simulated: Path, operators: Path | None) -> Simulator:
     """What the simulator made of the deployments of two bundles."""
     from replay.plan import load_step_time, make_plan
+    from replay.swapped import swapped_step_times
     from validation.ladder import Simulator
 
     real, plan = make_plan(measured), make_plan(simulated, operators=operators)
     model, note = load_step_time(plan)
-    return Simulator(real.scheduler_config(), plan.scheduler_config(), model, note.get("profile"))
+    configs = real.scheduler_config(), plan.scheduler_config()
+    return Simulator(*configs, model, note.get("profile"), swapped_step_times(measured, real, plan))

