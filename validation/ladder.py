@@ -88,7 +88,7 @@ def build_ladder(
         "largest": {m: max(terms, key=lambda n: abs(terms[n][m])) for m in LADDER_METRICS},
         "schedule": {**asdict(schedule), "share": schedule.share},
         "steps": {
-            **step_errors(mixer.engines, simulator.stages()[0][1]),
+            **step_errors(mixer.predictors()),
             "effect": mixer.direct_effect(),
         },
     }

@@ -127,6 +127,11 @@ class Mixer:
             mix = replace(mix, predicted=frozenset(PARTS), model=model)
             yield name, mix
 
+    def predictors(self) -> list[tuple[Record, Predictor]]:
+        """Each engine's record, and what the term ``operators`` predicts its steps with."""
+        model = self._simulator.stages()[0][1]
+        return [(record, Predictor(model, first)) for first, record in self.engines.items()]
+
     def direct_effect(self) -> Means:
         """What predicted step times add to each request, its batches as recorded; seconds.
 
@@ -135,10 +140,11 @@ class Mixer:
         table = self._bundle.requests.take(pa.array(self.pairing.measured))
         stamps = [column(table, n) for n in ("arrival_s", "first_token_s", "finished_s")]
         late = [np.zeros(len(table)) for _ in stamps]
-        served, model = column(table, "replica"), self._simulator.stages()[0][1]
-        for first_rank, record in self.engines.items():
+        served = column(table, "replica")
+        engines = zip(self.engines, self.predictors(), strict=True)
+        for first_rank, (record, predictor) in engines:
             mine = (served >= first_rank) & (served < first_rank + self._ranks)
-            error = accumulated_error(record, Predictor(model, first_rank))
+            error = accumulated_error(record, predictor)
             for values, stamp in zip(late, stamps, strict=True):
                 values[mine] = np.interp(stamp[mine], *error)
         arrival, first, finished = late

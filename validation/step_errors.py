@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.clock import PS_PER_S
-from simulator.step_time.base import StepTimeModel
 from traces.metrics import Floats
 from validation.predicting import Predictor, has_prefill
 from validation.recorded_steps import PARTS, Record
 
 
-def step_errors(records: Mapping[int, Record], model: StepTimeModel) -> dict[str, Any]:
+def step_errors(records: Sequence[tuple[Record, Predictor]]) -> dict[str, Any]:
     """Errors by part (forward, host, gap) and by kind of step (decode only, with prefill).
 
-    ``records`` are the engines', by their first rank.
+    ``records`` are the engines', each with what predicts its steps.
     Each ``{"steps", "measured_s", "predicted_s", "error", "mape"}``: means in seconds, the
     error of their sum, and the mean error of a step; a kind is of host + forward. What no
     step has, or takes no time, is left out.
     """
-    known = records.values()
-    ours = {p: np.concatenate([r.parts[p] for r in known]) / PS_PER_S for p in PARTS}
-    pairs = [_predicted(r, Predictor(model, first)) for first, r in records.items()]
+    ours = {p: np.concatenate([r.parts[p] for r, _ in records]) / PS_PER_S for p in PARTS}
+    pairs = [_predicted(*pair) for pair in records]
     theirs = {p: np.concatenate([pair[p] for pair in pairs]) for p in PARTS}
-    prefill = np.array([has_prefill(shapes) for r in known for shapes in r.shapes], bool)
+    prefill = np.array([has_prefill(shapes) for r, _ in records for shapes in r.shapes], bool)
     kinds = {"all": prefill | True, "decode": ~prefill, "prefill": prefill}
     whole = ours["forward"] + ours["host"], theirs["forward"] + theirs["host"]
     found = {
