@@ -79,7 +79,7 @@ class Mixer:
         self._bundle = measured
         self._simulator = simulator
         asked, self._given = bundle_workload(measured), bundle_workload(simulated)
-        queued = pa.array([*_by_id(measured, "queued_s")], pa.string())  # others were turned away
+        queued = pa.array([*by_id(measured, "queued_s")], pa.string())  # others were turned away
         kept = pc.is_in(asked.requests["request_id"], value_set=queued)
         self._asked = replace(asked, requests=asked.requests.filter(kept))
         depth = simulator.measured.max_concurrent_batches
@@ -96,7 +96,7 @@ class Mixer:
                 for first in range(0, max(replicas) + 1, self._ranks)
             }
         )  # by their first rank
-        self._served = _by_id(measured, "replica"), _by_id(simulated, "replica")
+        self._served = by_id(measured, "replica"), by_id(simulated, "replica")
 
     def mixes(self) -> Iterator[tuple[str, Mix]]:
         """The rungs between the two runs, by the name of the term that leads to each."""
@@ -205,7 +205,7 @@ class Mixer:
             for first, record in self.engines.items()
             for rank in range(first, first + self._ranks)
         }
-        for name, queued in _by_id(self._bundle, "queued_s").items():
+        for name, queued in by_id(self._bundle, "queued_s").items():
             rank = served.get(name, 0)
             own = self.records.get(rank, NO_STEPS)
             step = bisect_left(own.start_s, queued)
@@ -232,21 +232,22 @@ def _means(arrival: Floats, first: Floats, finished: Floats, tokens: Floats) -> 
     """Mean TTFT, TPOT and end-to-end time, seconds, by ``traces.metrics``' formulas."""
     several = tokens >= 2
     tpot = ((finished - first) / np.maximum(tokens - 1, 1))[several]
-    return dict(zip(LADDER_METRICS, map(_mean, (first - arrival, tpot, finished - arrival)),
+    return dict(zip(LADDER_METRICS, map(mean_of, (first - arrival, tpot, finished - arrival)),
                     strict=True))  # fmt: skip
 
 
 def means_of(bundle: Bundle, rows: Rows) -> Means:
     values = request_metrics(bundle)
-    return {m: _mean(values[m][rows]) for m in LADDER_METRICS}
+    return {m: mean_of(values[m][rows]) for m in LADDER_METRICS}
 
 
-def _mean(values: Floats) -> float:
+def mean_of(values: Floats) -> float:
+    """Mean of what is known, 0.0 if nothing is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0
 
 
-def _by_id(bundle: Bundle, name: str) -> dict[str, Any]:
+def by_id(bundle: Bundle, name: str) -> dict[str, Any]:
     """A column of the requests by id; nothing where it is null or absent."""
     table = bundle.requests
     if name not in table.column_names:

@@ -21,11 +21,11 @@ from simulator.scheduling.request import Request
 from simulator.step_time.base import BatchShape
 from traces.bundle import Bundle
 from traces.metrics import Floats, column
-from validation.recorded_steps import Ints, Record, Rows
+from validation.recorded_steps import Ints, Record, Rows, step_parts
 
 
 def join_ranks(
-    bundle: Bundle, cluster: str, ranks: Sequence[int], records: Mapping[int, Record]
+    bundle: Bundle, cluster: str, ranks: Sequence[int], records: Mapping[int, Record], depth: int
 ) -> Record:
     """One record of ``ranks``, whose own are ``records``; steps that only dummies ran are in it."""
     steps = bundle.table("steps")
@@ -36,10 +36,10 @@ def join_ranks(
         _reduce(ufunc, column(steps, name), where, len(number))
         for ufunc, name in ((np.fmin, "start_s"), (np.fmax, "end_s"), (np.fmax, "forward_s"))
     )
-    start[1:] = np.maximum(start[1:], end[:-1])
+    if depth == 1:
+        start[1:] = np.maximum(start[1:], end[:-1])
     rows: list[Rows] = [[] for _ in number]
     shapes: list[list[BatchShape]] = [[dummy_shape() for _ in ranks] for _ in number]
-    idle = np.zeros(len(number), bool)  # nothing was there when the step before ended
     for place, rank in enumerate(ranks):
         record = records[rank]
         at = np.searchsorted(number, record.number)
@@ -47,21 +47,10 @@ def join_ranks(
             rows[i] += record.rows[n]
             if record.rows[n]:
                 shapes[i][place] = record.shapes[n][0]
-    queued = _first_queued(bundle, rows)
-    idle[1:] = queued[1:] > end[:-1]
-    ps_start, ps_end = _ps(start), _ps(end)
-    until_next = np.append(ps_start[1:], ps_end[-1:]) - ps_end
-    after_idle = np.append(idle[1:], True)
-    ran = np.minimum(np.where(np.isfinite(forward), _ps(forward), np.inf), ps_end - ps_start)
-    ran = ran.astype(np.int64)
+    together = pa.table({"start_s": start, "end_s": end, "forward_s": forward})
     return Record(
         number.tolist(), start.tolist(), end.tolist(), rows, [tuple(s) for s in shapes],
-        {
-            "forward": ran,
-            "host": ps_end - ps_start - ran,
-            "gap": np.where(after_idle, -1, np.maximum(until_next, 0)),
-        },
-        np.where(after_idle, np.maximum(until_next, 0), 0),
+        *step_parts(together, _first_queued(bundle, rows), depth),
     )  # fmt: skip
 
 
@@ -72,14 +61,14 @@ def _reduce(ufunc: np.ufunc, values: Floats, where: Ints, size: int) -> Floats:
 
 
 def _first_queued(bundle: Bundle, rows: Sequence[Rows]) -> Floats:
-    """When the first queued of each step's requests was; -inf where only dummies ran."""
+    """When the first queued of each step's requests was; infinite where only dummies ran."""
     ids = bundle.requests["request_id"].to_pylist()
     at = dict(zip(ids, column(bundle.requests, "queued_s").tolist(), strict=True))
-    return np.array([min((at[row[0]] for row in step), default=-np.inf) for step in rows])
+    return np.array([min((at[row[0]] for row in step), default=np.inf) for step in rows])
 
 
 def _ps(seconds: Floats) -> Ints:
-    found: Ints = np.rint(np.nan_to_num(seconds) * PS_PER_S).astype(np.int64)
+    found: Ints = np.rint(seconds * PS_PER_S).astype(np.int64)
     return found
 
 

@@ -88,13 +88,17 @@ def read_record(bundle: Bundle, cluster: str, replica: int, depth: int) -> Recor
         steps["end_s"].to_pylist(),
         listed,
         [(shape,) for shape in shapes_of(rows, index, len(steps))],
-        *_parts(steps, first_queued, depth),
+        *step_parts(steps, first_queued, depth),
     )
 
 
-def _parts(
+def step_parts(
     steps: pa.Table, first_queued: npt.NDArray[np.float64], depth: int
 ) -> tuple[dict[str, Ints], Ints]:
+    """``Record.parts`` and ``idle`` of an engine's steps, in order.
+
+    ``first_queued``: when the first of each step's requests was, seconds; infinite of none.
+    """
     start, end = (_ps(steps[c].to_numpy()) for c in ("start_s", "end_s"))
     previous = np.append(0, end[:-1])
     queued = _ps(np.where(np.isfinite(first_queued), first_queued, 0.0))

@@ -32,8 +32,8 @@ def at_another_load(seen: str, held: str) -> Callable[[Path], Path]:
     def make(home: Path) -> Path:
         measured, *repeats = sample_runs(held)
         more = [part for repeat in repeats for part in ("--repeats", repeat)]
-        frontier("fit", *sample_runs(seen), "--out", home / "profile")
-        frontier("replay", measured, "--operators", home / "profile", "--record", "steps",
+        frontier("fit", *sample_runs(seen), "--out", home / "operators")
+        frontier("replay", measured, "--operators", home / "operators", "--record", "steps",
                  "--out", home / "simulated")  # fmt: skip
         frontier("validate", measured, home / "simulated", *more, "--ladder",
                  "--out", home / "report")  # fmt: skip
@@ -75,7 +75,7 @@ def take_pictures(out: Path) -> None:
     for kind in shipped():
         with tempfile.TemporaryDirectory() as scratch:
             report = KINDS[kind][1](Path(scratch))
-            with Chrome(Path(scratch), width=WIDTH, height=HEIGHT) as chrome:
+            with Chrome(Path(scratch) / "browser", width=WIDTH, height=HEIGHT) as chrome:
                 chrome.open(report / "report.html")
                 chrome.wait("document.querySelector('.js-plotly-plot') !== null", "a chart")
                 (out / f"{kind}.webp").write_bytes(chrome.picture())

@@ -114,7 +114,7 @@ def test_so_it_does_on_the_captures_of_each_kind(kind: str, tmp_path: Path) -> N
     card = read_scorecard(report)
     assert {"ttft", "tpot", "e2e"} & set(card.metrics)
     assert card.provenance["repeats"]
-    sections = read_through(report, tmp_path)
+    sections = read_through(report, tmp_path / "browser")
     assert sections == [s for s in SECTIONS if card.ladder or s != "attribution"]
 
 

@@ -38,7 +38,6 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "seats-8": (("--max-num-seqs", "8"), {"max_num_seqs": 8}),
     "budget-64": (("--max-num-batched-tokens", "64"), {"max_num_batched_tokens": 64}),
     "budget-128": (("--max-num-batched-tokens", "128"), {"max_num_batched_tokens": 128}),
-    "budget-1024": (("--max-num-batched-tokens", "1024"), {"max_num_batched_tokens": 1024}),
     "blocks-128": (("--block-size", "128"), {"block_size": 128}),
     "no-prefix-cache": (("--no-enable-prefix-caching",), {"enable_prefix_caching": False}),
 }

@@ -36,7 +36,7 @@ from traces.metrics import request_metrics
 HERE = Path(__file__).resolve().parent
 BLOCK_TOKENS = 32
 WARMUP = 8
-START_LIMIT_S = 180
+START_LIMIT_S = 600
 SERVER = ["--enforce-eager", "--skip-tokenizer-init", "--block-size", str(BLOCK_TOKENS)]
 SERVER += ["--max-model-len", "1024", "--max-num-batched-tokens", "512", "--max-num-seqs", "64"]
 ENVIRONMENT = {
