@@ -135,7 +135,7 @@ class Chrome:
         for dx in (-2, 0):
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x + dx, y=y)
 
-    def picture(self, *, quality: int = 70) -> bytes:
+    def picture(self, *, quality: int = 60) -> bytes:
         """What the window shows, as WebP."""
         found = self.send("Page.captureScreenshot", format="webp", quality=quality)
         return base64.b64decode(found["data"])

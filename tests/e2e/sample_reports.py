@@ -16,7 +16,7 @@ from replay.cli import main
 from traces.samples import HOME as SAMPLES
 from traces.samples import sample_runs
 
-WIDTH, HEIGHT = 1040, 800
+WIDTH, HEIGHT = 1200, 860
 
 
 def frontier(*arguments: object) -> None:

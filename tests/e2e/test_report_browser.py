@@ -197,6 +197,23 @@ def test_a_phone_has_no_sideways_scroll(report: Path, tmp_path: Path) -> None:
         assert chrome.complaints == []
 
 
+def test_paper_shows_everything_and_cuts_nothing_off(report: Path, tmp_path: Path) -> None:
+    """A4 between its margins is 718 pixels wide; folds are open, charts drawn to fit."""
+    with Chrome(tmp_path, width=1280, height=900) as chrome:
+        chrome.open(report / "report.html")
+        chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
+        chrome.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        chrome.send("Emulation.setEmulatedMedia", media="print")
+        ends = "[...document.querySelectorAll('main *, main svg')]"
+        ends += ".map(e => e.getBoundingClientRect().right)"
+        left = "document.querySelector('main').getBoundingClientRect().left"
+        chrome.wait(f"Math.max(...{ends}) - {left} <= 718", "all to fit")
+        assert chrome.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+        chrome.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert chrome.evaluate("document.querySelectorAll('details:not([open])').length") > 0
+        assert chrome.complaints == []
+
+
 def test_the_driver_notices_complaints_and_requests(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('y'); x.y</script>")

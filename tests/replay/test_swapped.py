@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))
 from expert_world import CONFIG, DEPLOYMENT, ExpertWorld, evenly_loaded, half_the_bandwidth
 
 from simulator.step_time.base import BatchShape
-from traces.bundle import write_table
+from traces.bundle import read_bundle, write_table
 from validation.ladder import Simulator, build_ladder
 
 BATCH = BatchShape(tokens=8, rows=8, sampled=8, decodes=8, decode_context=800)
@@ -57,21 +57,22 @@ def test_both_are_swapped_one_after_the_other(world: ExpertWorld) -> None:
 
 
 def test_recorded_expert_loads_stand_above_those_the_deployment_names(world: ExpertWorld) -> None:
-    """All tokens to four experts of one rank: what waits for it is the loads' doing."""
+    """All tokens to the same four experts, so few are awake: it is the loads that save time."""
     layers, experts = CONFIG["num_hidden_layers"], CONFIG["num_experts"]
-    counts = np.zeros((layers, experts), int)
-    counts[:, : CONFIG["num_experts_per_tok"]] = 64
+    counts = np.zeros(experts, int)
+    counts[: CONFIG["num_experts_per_tok"]] = 64
     rows = [
         {"cluster": "main", "replica": 0, "step": step, "micro_batch": 0, "layer": layer,
-         "expert_tokens": counts[layer].tolist()}
+         "expert_tokens": counts.tolist()}
         for step in range(40) for layer in range(layers)
     ]  # fmt: skip
     write_table(world.home / "rep0", "experts", pa.Table.from_pylist(rows))
     bundle, simulator = world.simulated(DEPLOYMENT)
     assert [n for n, _ in simulator.swaps] == ["expert_loads"]
-    skewed, named = (forward(simulator, n) for n in ("operators", "expert_loads"))
-    assert skewed > 1.2 * named
-    ladder = build_ladder(world.measured()[0], bundle, simulator)
+    recorded, named = (forward(simulator, n) for n in ("operators", "expert_loads"))
+    assert recorded < 0.97 * named
+    ladder = build_ladder(read_bundle(world.home / "rep0"), bundle, simulator)
     found = {t["name"]: t["tpot"] for t in ladder["terms"]}
-    assert found["expert_loads"] < -1e-4
-    assert found["operators"] == pytest.approx(-found["expert_loads"], rel=0.1)
+    error = ladder["rungs"][-1]["tpot"] - ladder["rungs"][0]["tpot"]
+    assert abs(found["expert_loads"]) > 5 * abs(error)
+    assert found["operators"] + found["expert_loads"] == pytest.approx(error, abs=1e-9)

