@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))
 from expert_world import CONFIG, DEPLOYMENT, ExpertWorld, evenly_loaded, half_the_bandwidth
 
 from simulator.step_time.base import BatchShape
