@@ -91,7 +91,11 @@ class Mixer:
             if self._ranks == 1
             else {
                 first: join_ranks(
-                    measured, cluster, range(first, first + self._ranks), self.records, depth
+                    measured,
+                    cluster,
+                    range(first, first + self._ranks),
+                    self.records,
+                    simulator.measured,
                 )
                 for first in range(0, max(replicas) + 1, self._ranks)
             }

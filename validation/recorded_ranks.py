@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from simulator.clock import PS_PER_S
 from simulator.lockstep import dummy_shape
+from simulator.scheduling.config import SchedulerConfig
 from simulator.scheduling.request import Request
 from simulator.step_time.base import BatchShape
 from traces.bundle import Bundle
@@ -25,9 +26,14 @@ from validation.recorded_steps import Ints, Record, Rows, step_parts
 
 
 def join_ranks(
-    bundle: Bundle, cluster: str, ranks: Sequence[int], records: Mapping[int, Record], depth: int
+    bundle: Bundle,
+    cluster: str,
+    ranks: Sequence[int],
+    records: Mapping[int, Record],
+    config: SchedulerConfig,
 ) -> Record:
     """One record of ``ranks``, whose own are ``records``; steps that only dummies ran are in it."""
+    depth = config.max_concurrent_batches
     steps = bundle.table("steps")
     mine = pc.is_in(steps["replica"], value_set=pa.array(ranks, steps["replica"].type))
     steps = steps.filter(pc.and_(pc.equal(steps["cluster"], cluster), mine))
@@ -50,7 +56,7 @@ def join_ranks(
     together = pa.table({"start_s": start, "end_s": end, "forward_s": forward})
     return Record(
         number.tolist(), start.tolist(), end.tolist(), rows, [tuple(s) for s in shapes],
-        *step_parts(together, _first_queued(bundle, rows), depth),
+        *step_parts(together, _waited_for(bundle, rows, end, config.dp_sync_interval), depth),
     )  # fmt: skip
 
 
@@ -60,11 +66,22 @@ def _reduce(ufunc: np.ufunc, values: Floats, where: Ints, size: int) -> Floats:
     return found
 
 
-def _first_queued(bundle: Bundle, rows: Sequence[Rows]) -> Floats:
-    """When the first queued of each step's requests was; infinite where only dummies ran."""
+def _waited_for(bundle: Bundle, rows: Sequence[Rows], end_s: Floats, interval: int) -> Floats:
+    """When the first request was queued that each wave's first step waited for; else infinite.
+
+    A wave may end after its step 1 and every ``interval``-th, if no rank has requests then.
+    """
     ids = bundle.requests["request_id"].to_pylist()
     at = dict(zip(ids, column(bundle.requests, "queued_s").tolist(), strict=True))
-    return np.array([min((at[row[0]] for row in step), default=np.inf) for step in rows])
+    found = np.full(len(rows), np.inf)
+    wave = 0
+    for n, step in enumerate(rows):
+        queued = min((at[row[0]] for row in step), default=np.inf)
+        may_wait = n == 0 or wave == 1 or wave % interval == 0
+        if may_wait and step and (n == 0 or queued > end_s[n - 1]):
+            found[n], wave = queued, 0
+        wave += 1
+    return found
 
 
 def _ps(seconds: Floats) -> Ints:

@@ -57,14 +57,15 @@ class RanksEngine:
             self._drain(now)
             self._begin(now)
             if len(self._flight) >= self._config.max_concurrent_batches:
-                self._end(max(self._flight[0].end_ps, self._host_free))
+                now = max(self._flight[0].end_ps, self._host_free)
+                self._host_free = now + self._end(now)
             waves += 1
             now = self._host_free
             if waves != 1 and waves % self._config.dp_sync_interval:
                 continue
             if not any(scheduler.has_requests for scheduler in self._schedulers):
                 break
-        while self._flight:
+        while self._flight:  # dummy batches still on the device
             self._end(self._flight[0].end_ps)
 
     def _drain(self, now: int) -> None:
@@ -90,7 +91,8 @@ class RanksEngine:
                 row.request.first_scheduled_ps = now
         self._flight.append(_Flight(batches, times.gap, end))
 
-    def _end(self, now: int) -> None:
+    def _end(self, now: int) -> int:
+        """The oldest step in flight ended; returns the gap after it."""
         step = self._flight.popleft()
         for scheduler, batch in zip(self._schedulers, step.batches, strict=True):
             for request in scheduler.update(batch):
@@ -98,7 +100,7 @@ class RanksEngine:
                     request.first_token_ps = now
                 if request.status == Status.FINISHED:
                     request.finished_ps = now
-        self._host_free = now + step.gap_ps
+        return step.gap_ps
 
 
 def _batch(scheduler: Scheduler) -> Batch:
