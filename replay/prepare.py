@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow as pa
 from replay.plan import ClusterPlan, Plan
 from simulator.clock import PS_PER_S
 from simulator.demand import Demand
-from simulator.deployment import Link
+from simulator.deployment import Deployment, Link
 from simulator.disaggregation.connection import Connection, kv_layout
 from simulator.disaggregation.setup import Side, demands
 from simulator.disaggregation.simulation import PrefillDecode
@@ -33,8 +33,12 @@ Models = Callable[[ClusterPlan], tuple[StepTimeModel, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A simulation, the demand that arrives, and what to make of it in the end."""
+    """A simulation, the demand that arrives, and what to make of it in the end.
 
+    ``deployment`` is the one simulated.
+    """
+
+    deployment: Deployment
     simulation: Simulation | PrefillDecode
     demand: Demand
     tables: Callable[[], dict[str, pa.Table]]
@@ -57,6 +61,7 @@ def prepare_colocated(
     recorder = Recorder(record, name, demand, sink) if record else None
     fleet = make_fleet(demand, part.schedulers, model, recorder)
     return Prepared(
+        plan.deployment,
         Simulation(demand, part.routing, fleet, progress=progress),
         demand,
         lambda: {"requests": requests_table(demand, name)},
@@ -80,18 +85,11 @@ def prepare_disaggregated(
     """A prefill and a decode cluster. Raises ConfigError."""
     parts = plan.side("prefill"), plan.side("decode")
     routing = plan.deployment.routing
-    link = _link(plan, *parts)
     steps, operators = zip(*map(models, parts), strict=True)
-    fitted = operators[1].get("link") if plan.captured else None
-    proxy_us = routing.proxy_us
-    if fitted:  # what was measured stands above what the capture's file supposed
-        proxy_us = fitted["proxy_us"]
-        bandwidth = fitted["bandwidth_gb_s"] or math.inf
-        measured = {"setup_us": fitted["setup_us"], "bandwidth_gb_s": bandwidth}
-        link = link.model_copy(update=measured)
-    layout = kv_layout(plan.model, *(part.cluster.engine for part in parts))
-    connection = Connection(link, layout)
-    prefill, decode = (_side(part, model) for part, model in zip(parts, steps, strict=True))
+    if plan.captured:  # what was measured stands above what the capture's file supposed
+        plan = replace(plan, deployment=with_measured_link(plan.deployment, operators[1]))
+    connection, proxy_ps = connect(plan)
+    prefill, decode = (side_of(part, model) for part, model in zip(parts, steps, strict=True))
     first, last = demands(
         workload.requests,
         prefill,
@@ -108,7 +106,7 @@ def prepare_disaggregated(
         stage(prefill, first),
         stage(decode, last),
         connection,
-        proxy_ps=round(proxy_us * 1e-6 * PS_PER_S),
+        proxy_ps=proxy_ps,
         progress=progress,
     )
 
@@ -116,7 +114,7 @@ def prepare_disaggregated(
         coverage = [model.coverage() for model in steps]
         names = [part.cluster.name for part in parts]
         return {
-            "operators": _one_note(dict(zip(names, operators, strict=True))),
+            "operators": one_note(dict(zip(names, operators, strict=True))),
             "step_time": {key: sum(c[key] for c in coverage) for key in coverage[0]},
             **_spent(steps),
             "kv_capacity": {p.cluster.name: p.capacity.source for p in parts},
@@ -124,6 +122,7 @@ def prepare_disaggregated(
         }
 
     return Prepared(
+        plan.deployment,
         simulation,
         first,
         lambda: {
@@ -134,7 +133,30 @@ def prepare_disaggregated(
     )
 
 
-def _one_note(operators: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def with_measured_link(deployment: Deployment, operators: Mapping[str, Any]) -> Deployment:
+    """The deployment with what a profile measured of the handover, from a pair like it.
+
+    ``operators`` is the note of the decode side's step times.
+    """
+    fitted = operators.get("link")
+    if not fitted:
+        return deployment
+    bandwidth = fitted["bandwidth_gb_s"] or math.inf
+    measured = {"setup_us": fitted["setup_us"], "bandwidth_gb_s": bandwidth}
+    routing = deployment.routing.model_copy(update={"proxy_us": fitted["proxy_us"]})
+    links = tuple(link.model_copy(update=measured) for link in deployment.links)
+    return deployment.model_copy(update={"links": links, "routing": routing})
+
+
+def connect(plan: Plan) -> tuple[Connection, int]:
+    """What connects the two sides of a plan, and the proxy's time in ps. Raises ConfigError."""
+    parts = plan.side("prefill"), plan.side("decode")
+    layout = kv_layout(plan.model, *(part.cluster.engine for part in parts))
+    proxy_ps = round(plan.deployment.routing.proxy_us * 1e-6 * PS_PER_S)
+    return Connection(_link(plan, *parts), layout), proxy_ps
+
+
+def one_note(operators: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What to note of the profiles of several clusters: one digest, and all they saw."""
     profiles = {name: note["profile"] for name, note in operators.items()}
     same = len(set(profiles.values())) == 1
@@ -157,7 +179,7 @@ def _link(plan: Plan, prefill: ClusterPlan, decode: ClusterPlan) -> Link:
     return links[0]
 
 
-def _side(part: ClusterPlan, model: StepTimeModel) -> Side:
+def side_of(part: ClusterPlan, model: StepTimeModel) -> Side:
     return Side(
         part.cluster.name,
         part.schedulers,

@@ -147,7 +147,7 @@ def _manifest(workload: Workload, plan: Plan, prepared: Prepared) -> Manifest:
         engine="vllm",
         engine_version=plan.engine_version,
         clock={"name": "simulated"},
-        deployment=plan.deployment.model_dump(mode="json", by_alias=True, exclude_none=True),
+        deployment=prepared.deployment.model_dump(mode="json", by_alias=True, exclude_none=True),
         hash_block_tokens=workload.hash_block_tokens,
         ignored=list(plan.ignored),
         notes={"workload": workload.source, **prepared.notes()},

@@ -16,6 +16,7 @@ TITLES = {
     "record": "Recording",
     "scheduling": "Scheduling",
     "arrivals": "Arrivals",
+    "handover": "Handover",
     "routing": "Routing",
     "kv_capacity": "KV capacity",
     "settings": "Settings",
@@ -54,9 +55,10 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
     if (first := schedule["first"]) is None:
         return f"{text}."
     return (
-        f"{text}; first otherwise in step {first['step']} of replica {first['replica']} at "
-        f"{first['time_s']:.3f} s: {first['request_id']} got {first['engine_tokens']} tokens from "
-        f"the engine, {first['simulator_tokens']} from the simulator ({first['why']})."
+        f"{text}; first otherwise in step {first['step']} of replica {first['replica']} of "
+        f"{first['cluster']} at {first['time_s']:.3f} s: {first['request_id']} got "
+        f"{first['engine_tokens']} tokens from the engine, "
+        f"{first['simulator_tokens']} from the simulator ({first['why']})."
     )
 
 

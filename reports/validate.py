@@ -13,7 +13,7 @@ from traces.bundle import Bundle, read_bundle
 from traces.errors import ConfigError, TraceError
 from validation.bars import Judgement, load_bars
 from validation.comparison import compared
-from validation.ladder import Simulator, build_ladder
+from validation.ladder import PairSimulator, Simulator, build_ladder
 from validation.provenance import refuse_leak
 from validation.scorecard import Scorecard, score
 
@@ -30,7 +30,7 @@ def run_validate(
     bars: Path | None = None,
     allow_vantage_mix: bool = False,
     require_holdout: bool = False,
-    simulator: Callable[[], Simulator] | None = None,
+    simulator: Callable[[], Simulator | PairSimulator] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Scorecard, list[Judgement]]:
     """Validate one bundle against another and write the reports under ``out``.

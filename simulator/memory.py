@@ -135,12 +135,17 @@ def graph_bytes(model: ModelSpec, engine: Engine) -> int:
     return _forward_bytes(model, engine, sizes[-1]) + (len(sizes) + whole) * MIB
 
 
+def kv_element_bytes(model: ModelSpec, engine: Engine) -> int:
+    """Bytes of one number in the KV cache: of those computed with, unless it is told."""
+    if engine.kv_cache_dtype != "auto":
+        return dtype_bytes(engine.kv_cache_dtype)
+    return compute_bytes(model, engine)
+
+
 def block_bytes(model: ModelSpec, engine: Engine, stage: range | None = None) -> int:
     """Bytes of one pool block on one rank: the largest group's layers in the stage."""
     layers = range(model.layers) if stage is None else stage
-    size = compute_bytes(model, engine)
-    if engine.kv_cache_dtype != "auto":
-        size = dtype_bytes(engine.kv_cache_dtype)
+    size = kv_element_bytes(model, engine)
     page = model.kv_elements(engine.tensor_parallel_size) * size * engine.block_size
     widest = max(sum(i in layers for i in group.layers) for group in model.kv_groups())
     return page * widest

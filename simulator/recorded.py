@@ -129,7 +129,8 @@ def _replay_one(
             given += 1
             if kind == LOADED and requests[i].remote == Remote.TO_LOAD:
                 # the engine reserved its blocks in a step without tokens, which has no row
-                flight.append((at_s, scheduler.schedule()))
+                # and which nobody who watches the steps is to count
+                flight.append((at_s, Scheduler.schedule(scheduler)))
             _put(scheduler, kind, requests[i])
         batch = scheduler.schedule()
         while not batch.rows and batch.preempted:

@@ -6,11 +6,11 @@ The scheduler runs under the record's own arrivals and step times
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.recorded import replay_recorded
+from simulator.recorded import replay_recorded, replay_recorded_pair
 from simulator.scheduling.config import SchedulerConfig
 from simulator.scheduling.reference import Batch, Scheduler
 from simulator.scheduling.request import Request, Status
@@ -57,16 +57,39 @@ def compare_schedules(
 
     ``requests`` are the bundle's, row by row, and used up.
     """
-    watches = iter([(replica, records[replica]) for replica in sorted(records)])
-    found: list[Divergence] = []
+    make, found = _watching([(cluster, r, records[r]) for r in sorted(records)])
+    agreement = replay_recorded(bundle, requests, config, make)
+    return Schedule(agreement.steps, agreement.equal, _first(found))
+
+
+def compare_pair_schedules(
+    bundle: Bundle,
+    requests: tuple[Sequence[Request], Sequence[Request]],
+    configs: tuple[SchedulerConfig, SchedulerConfig],
+    records: Sequence[tuple[str, dict[int, Record]]],
+) -> Schedule:
+    """The same for a prefill and a decode cluster: ``records`` of each, with its name."""
+    make, found = _watching([(name, r, of[r]) for name, of in records for r in sorted(of)])
+    agreements = replay_recorded_pair(bundle, requests, configs, make).values()
+    equal, steps = (sum(getattr(a, n) for a in agreements) for n in ("equal", "steps"))
+    return Schedule(steps, equal, _first(found))
+
+
+def _watching(
+    records: Sequence[tuple[str, int, Record]],
+) -> tuple[Callable[[SchedulerConfig], Scheduler], list[Divergence]]:
+    """What makes one watched scheduler after the other, and where they leave what they find."""
+    watches, found = iter(records), list[Divergence]()
 
     def make(config: SchedulerConfig) -> Scheduler:
-        replica, record = next(watches)
+        cluster, replica, record = next(watches)
         return _Watched(config, replica, record, cluster, found)
 
-    agreement = replay_recorded(bundle, requests, config, make)
-    first = min(found, key=lambda d: (d.time_s, d.replica), default=None)
-    return Schedule(agreement.steps, agreement.equal, first)
+    return make, found
+
+
+def _first(found: Sequence[Divergence]) -> Divergence | None:
+    return min(found, key=lambda d: (d.time_s, d.cluster, d.replica), default=None)
 
 
 class _Watched(Scheduler):

@@ -21,7 +21,7 @@ from simulator.scheduling.reference import Batch, Row
 from simulator.scheduling.request import Request, Status
 from simulator.step_time.fit import shapes_of
 from traces.bundle import Bundle
-from traces.metrics import column
+from traces.metrics import Floats, column
 from validation.predicting import Shapes
 
 PARTS = ("forward", "host", "gap")
@@ -57,8 +57,14 @@ NO_STEPS = Record(
 )
 
 
-def read_record(bundle: Bundle, cluster: str, replica: int, depth: int) -> Record:
-    """The record of one replica; ``depth`` batches may be in flight."""
+def read_record(
+    bundle: Bundle, cluster: str, replica: int, depth: int, ready_s: Floats | None = None
+) -> Record:
+    """The record of one replica; ``depth`` batches may be in flight.
+
+    ``ready_s`` is when each request of the bundle could first run there, ``queued_s`` if it is
+    not given: an engine with none that can run is idle.
+    """
 
     def mine(table: pa.Table) -> pa.Table:
         here = pc.and_(pc.equal(table["cluster"], cluster), pc.equal(table["replica"], replica))
@@ -81,7 +87,8 @@ def read_record(bundle: Bundle, cluster: str, replica: int, depth: int) -> Recor
     if not len(steps):
         return NO_STEPS
     first_queued = np.full(len(steps), np.inf)
-    np.minimum.at(first_queued, index, column(bundle.requests, "queued_s")[where])
+    ready_s = column(bundle.requests, "queued_s") if ready_s is None else ready_s
+    np.minimum.at(first_queued, index, ready_s[where])
     return Record(
         number.tolist(),
         steps["start_s"].to_pylist(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from traces.metrics import Floats, column
+from validation.compared import family_of
 from validation.samples import View
 
 POINTS = 160
@@ -76,8 +77,9 @@ def _area_after(events: Floats, edges: Floats, weights: Floats | None = None) ->
 def over_steps(seen: View, name: str, points: int = POINTS) -> Series | None:
     """A metric of steps averaged over the steps that start in each interval.
 
-    ``name`` is one of ``View.of_steps``; NaN where no step starts. None where the bundle does
-    not record it.
+    ``name`` is one of ``View.of_steps``; NaN where no step starts. KV use stays what the last
+    step left: an engine whose memory is full of what others have not taken runs none. None
+    where the bundle does not record it.
     """
     start, values = seen.of_steps.get(name, (np.empty(0), np.empty(0)))
     if not len(values):
@@ -87,7 +89,11 @@ def over_steps(seen: View, name: str, points: int = POINTS) -> Series | None:
     bins = np.clip(bins, 0, points - 1)
     count = np.bincount(bins, minlength=points)
     total = np.bincount(bins, weights=values, minlength=points)
-    return Series(_middles(edges), np.where(count, total / np.maximum(count, 1), np.nan))
+    mean = np.where(count, total / np.maximum(count, 1), np.nan)
+    if family_of(name) == "kv_use":
+        last = np.maximum.accumulate(np.where(count, np.arange(points), -1))
+        mean = np.where(last >= 0, mean[last], np.nan)
+    return Series(_middles(edges), mean)
 
 
 def _edges(seen: View, points: int) -> Floats:

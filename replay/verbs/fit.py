@@ -10,13 +10,16 @@ from replay.verbs.common import ANY_PATH, DIRECTORY, say
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=DIRECTORY)
+@click.argument("bundles", nargs=-1, required=True, type=ANY_PATH)
 @click.option("--out", required=True, type=DIRECTORY, help="Directory of the profile.")
 @click.option("--cluster", help="Only this cluster's engines, where there are several.")
 @click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
 @click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
-@click.option("--uncalibrated", is_flag=True,
-              help="From the device's data sheet; BUNDLES only say which engine.")  # fmt: skip
+@click.option(
+    "--uncalibrated",
+    is_flag=True,
+    help="From the data sheet; BUNDLES or a deployment file name device and engine.",
+)
 def fit(
     bundles: tuple[Path, ...],
     out: Path,
@@ -37,10 +40,10 @@ def fit(
     from simulator.step_time.fitted import save_profile
     from traces.bundle import read_bundle
 
-    captures = [read_bundle(b) for b in bundles]
     if uncalibrated:
         profile, loads = sheet_profile_of(bundles[0]), None
     else:
+        captures = [read_bundle(b) for b in bundles]
         profile = fit_profile(captures, cluster=cluster, progress=say)
         loads = fit_bundles(captures)
     save_profile(profile, out)

@@ -11,7 +11,9 @@ import click
 from replay.verbs.common import ANY_PATH, DIRECTORY, say
 
 if TYPE_CHECKING:
-    from validation.ladder import Simulator
+    from replay.plan import Plan
+    from simulator.deployment import Role
+    from validation.ladder import PairSimulator, Simulator
 
 
 @click.command()
@@ -37,13 +39,34 @@ def validate(
     sys.exit(0 if all(j.passed for j in judgements) else 1)
 
 
-def _simulator_of(measured: Path, simulated: Path, operators: Path | None) -> Simulator:
+def _simulator_of(
+    measured: Path, simulated: Path, operators: Path | None
+) -> Simulator | PairSimulator:
     """What the simulator made of the deployments of two bundles."""
     from replay.plan import load_step_time, make_plan
     from replay.swapped import swapped_step_times
     from validation.ladder import Simulator
 
     real, plan = make_plan(measured), make_plan(simulated, operators=operators)
+    if len(plan.clusters) > 1:
+        return _pair_simulator(real, plan)
     model, note = load_step_time(plan)
     configs = real.scheduler_config(), plan.scheduler_config()
     return Simulator(*configs, model, note.get("profile"), swapped_step_times(measured, real, plan))
+
+
+def _pair_simulator(real: Plan, plan: Plan) -> PairSimulator:
+    from replay.plan import load_step_time
+    from replay.prepare import connect, one_note, side_of
+    from validation.ladder import PairSimulator
+
+    roles: tuple[Role, Role] = ("prefill", "decode")
+    loaded = {role: load_step_time(plan, plan.side(role)) for role in roles}
+    notes = {plan.side(role).cluster.name: note for role, (_, note) in loaded.items()}
+    connection, proxy_ps = connect(plan)
+    measured, simulated = (
+        {str(role): side_of(of.side(role), model) for role, (model, _) in loaded.items()}
+        for of in (real, plan)
+    )
+    profile = one_note(notes)["profile"]
+    return PairSimulator(measured, simulated, connection, proxy_ps, profile)

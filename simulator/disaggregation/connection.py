@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from simulator.clock import PS_PER_S
 from simulator.deployment import Engine, Link
 from simulator.disaggregation.channels import CHANNELS, Channel
+from simulator.memory import kv_element_bytes
 from simulator.model import ModelSpec
 from traces.errors import ConfigError
 
@@ -35,7 +36,8 @@ def kv_layout(model: ModelSpec, prefill: Engine, decode: Engine) -> KVLayout:
             f"{decode.kv_cache_dtype} on the decode side: blocks cannot be handed over"
         )
     source, ranks = prefill.tensor_parallel_size, decode.tensor_parallel_size
-    per_token = model.kv_bytes_per_token(decode.kv_cache_dtype, ranks) * ranks
+    elements = model.kv_elements(ranks) * model.layers * ranks
+    per_token = elements * kv_element_bytes(model, decode)
     heads = 1 if model.mla else model.kv_heads  # a latent is whole on every rank
     holders = min(source, heads)  # prefill ranks that hold different parts
     reads = max(1, holders // min(ranks, heads))

@@ -142,7 +142,7 @@ class PrefillDecode:
             self._count(at_ps, arrivals)
             return
         handovers.kept[request] = True
-        received_ps = at_ps + self._proxy_ps
+        received_ps = at_ps + self._proxied_ps(request)
         lease_ps = at_ps + self.connection.lease_ps
         if received_ps >= lease_ps or not self.connection.link.lease_renewal:
             self._push(lease_ps, LAPSES, request)
@@ -150,6 +150,10 @@ class PrefillDecode:
             self._push(received_ps, HANDED_OVER, request)
         elif handovers.asked_ps[request] >= 0:
             self._start(request)
+
+    def _proxied_ps(self, request: int) -> int:
+        """From prefill's answer to the decode side."""
+        return self._proxy_ps
 
     def _hand_over(self, request: int, at_ps: int) -> None:
         self.decode.demand.records["arrival_ps"][request] = at_ps

@@ -17,7 +17,10 @@ from simulator.step_time.base import StepTimeModel
 
 
 class PlainFleet:
-    """``replicas`` reference engines serving ``demand``; see ``Fleet``."""
+    """``replicas`` reference engines serving ``demand``; see ``Fleet``.
+
+    ``models`` has the step times of each replica, if they are not all ``model``'s.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class PlainFleet:
         recorder: Recorder | None = None,
         *,
         loads_late: bool = False,
+        models: Sequence[StepTimeModel] | None = None,
     ) -> None:
         self._demand = demand
         self._recorder = recorder
@@ -46,7 +50,9 @@ class PlainFleet:
         ]
         self.loads = self.replicas
         ranks = demand.config.lock_step_ranks
-        self._engines: list[Replica | LockStep] = [Replica(rank, model) for rank in self.replicas]
+        self._engines: list[Replica | LockStep] = [
+            Replica(rank, models[rank.index] if models else model) for rank in self.replicas
+        ]
         if ranks > 1:
             firsts = range(0, replicas, ranks)
             self._engines = [LockStep(self.replicas[i : i + ranks], model) for i in firsts]

@@ -1,9 +1,10 @@
 """What a captured pair of clusters tells of its link: set-up, bandwidth, time of the proxy.
 
 A transfer that is alone takes set-up + bytes / bandwidth; the fit has non-negative
-coefficients and weights 1 / prediction, as that of steps. The proxy's time is the delay from
-prefill's answer to the decode engine's input queue that agrees with most looks into it, less
-what the front end takes.
+coefficients and weights 1 / prediction, as that of steps. The proxy's time is the mean delay
+from prefill's answer to the decode engine's input queue, less what the front end takes: of each
+request the delay nearest to that which agrees with most looks into the queue. Most are alike,
+but a host with too few cores holds some up.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ def fit_link(bundles: Sequence[Bundle], frontend_s: float) -> dict[str, Any]:
     sizes, seconds = (np.concatenate(parts) for parts in zip(*map(_alone, bundles), strict=True))
     setup_s, per_byte = fit_part(np.stack([np.ones_like(sizes), sizes], axis=1), seconds)
     predicted = setup_s + per_byte * sizes
-    delay = frontend_delay(np.concatenate([_bounds(b) for b in bundles]))
+    bounds = np.concatenate([_bounds(b) for b in bundles])
+    usual_s = frontend_delay(bounds)
+    delay_s = float(np.clip(usual_s, bounds[:, 0], bounds[:, 1]).mean()) if usual_s else 0.0
     return {
         "setup_us": float(setup_s) * 1e6,
         "bandwidth_gb_s": float(1e-9 / per_byte) if per_byte else None,
-        "proxy_us": max(0.0, (delay or 0.0) - frontend_s) * 1e6,
+        "proxy_us": max(0.0, delay_s - frontend_s) * 1e6,
         "transfers": len(sizes),
         "mape": float(np.mean(np.abs(predicted / seconds - 1))),
         "total_error": float(predicted.sum() / seconds.sum() - 1),

@@ -22,7 +22,9 @@ from traces.workload import bundle_workload
 BARS = {"mean": 0.05, "p50": 0.08, "p90": 0.08, "p99": 0.15}
 
 
-@pytest.mark.parametrize("group", [g for g in sample_groups() if "dp2" not in g])
+@pytest.mark.parametrize(
+    "group", [g for g in sample_groups() if "dp2" not in g and "-pd-" not in g]
+)
 def test_recorded_times_give_the_recorded_batches(
     group: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

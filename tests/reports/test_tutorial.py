@@ -1,9 +1,10 @@
-"""The tutorial's commands, run as they stand there: each prints what the page says it prints."""
+"""The pages' commands, run as they stand there: each prints what the page says it prints."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from replay.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "reports" / "examples" / "whatif" / "README.md"
+EXAMPLES = Path("reports") / "examples"
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 CLOSE = 0.02  # another processor's arithmetic may move a fit's last digits
 
@@ -47,12 +48,15 @@ def holds(said: list[str], printed: list[str]) -> bool:
     return bool(printed) and alike(said[0], printed[0]) and holds(said[1:], printed[1:])
 
 
-def test_every_number_is_a_command_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("traces", "reports"):
-        (tmp_path / name).symlink_to(ROOT / name)
+@pytest.mark.parametrize("page", ["whatif", "pd"])
+def test_every_number_is_a_command_s(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "traces").symlink_to(ROOT / "traces")
+    shutil.copytree(ROOT / EXAMPLES, tmp_path / EXAMPLES)  # its files name runs/ beside them
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    steps = commands(PAGE.read_text())
+    steps = commands((EXAMPLES / page / "README.md").read_text())
     assert len(steps) >= 5
     for command, said in steps:
         words = shlex.split(command)

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pd_worlds import BLOCK_BYTES, consumer, producer, requests_of, run_pd
 from worlds import MS, Make, in_ms, simulate
 
+from simulator.deployment import SHIPPED, Engine
+from simulator.disaggregation.connection import kv_layout
 from simulator.fleet import CompiledFleet, PlainFleet
+from simulator.model import load_model
 from traces.errors import ConfigError
 
 both = pytest.mark.parametrize("make", [PlainFleet, CompiledFleet])
@@ -270,3 +273,22 @@ def test_a_slower_link_adds_bytes_over_bandwidth(prompts: list[int], gb_s: float
     sizes = tables["transfers"]["bytes"].to_numpy()
     added = first[gb_s] - first[math.inf]
     np.testing.assert_array_equal(added, np.rint(sizes * (1000 / gb_s)).astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "bytes_a_token", "reads"),
+    [
+        ({}, {}, 2 * 8 * 128 * 2, 1),
+        ({"dtype": "float32"}, {"dtype": "float32"}, 2 * 8 * 128 * 4, 1),
+        ({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}, 2 * 8 * 128, 1),
+        ({"tensor_parallel_size": 4}, {"tensor_parallel_size": 2}, 2 * 8 * 128 * 2, 2),
+        ({}, {"tensor_parallel_size": 16}, 2 * 16 * 128 * 2, 1),  # two ranks pull each head
+    ],
+)
+def test_what_is_handed_over(
+    prefill: dict[str, Any], decode: dict[str, Any], bytes_a_token: int, reads: int
+) -> None:
+    model = load_model(SHIPPED / "traces" / "models" / "llama-3.1-8b.json")
+    layout = kv_layout(model, Engine(**prefill), Engine(**decode, block_size=32))
+    assert layout.block_bytes == bytes_a_token * 32 * 32  # tokens of a block, layers
+    assert layout.reads == reads

@@ -19,6 +19,7 @@ ENGINE = {
     "num_gpu_blocks": 2000, "async_scheduling": False,
 }  # fmt: skip
 RECORD = "steps,step_requests"
+LINK = {"from": "p", "to": "d", "bandwidth_gb_s": 2.0, "setup_us": 500, "latency_us": 50}
 
 
 def workload(path: Path, *, requests: int = 80, rate_per_s: float = 6.0, output: int = 60) -> Path:
@@ -75,5 +76,38 @@ def run(
 ) -> Path:
     """Simulate ``work``; returns the bundle."""
     file = deployment(home / f"{name}.yaml", **(layout or {}))
+    run_replay(work, file, home / name, operators=operators, record=RECORD, **options)
+    return home / name
+
+
+def run_pair(
+    home: Path,
+    name: str,
+    work: Path,
+    operators: Path,
+    *,
+    engine: dict[str, Any] | None = None,
+    link: dict[str, Any] | None = None,
+    proxy_us: float = 300,
+    replicas: tuple[int, int] = (1, 1),
+    router: str = "round_robin",
+    prefill: dict[str, Any] | None = None,
+    decode: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Simulate a prefill/decode pair; returns the bundle."""
+    sides = (("p", "prefill", prefill or {}), ("d", "decode", decode or {}))
+    content = {
+        "model": MODEL,
+        "clusters": [
+            {"name": side, "role": role, "replicas": n, "hardware": "cpu",
+             "engine": {**ENGINE, **(engine or {}), **more}}
+            for (side, role, more), n in zip(sides, replicas, strict=True)
+        ],
+        "links": [{**LINK, **(link or {})}],
+        "routing": {"policy": router, "proxy_us": proxy_us},
+    }  # fmt: skip
+    file = home / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content))
     run_replay(work, file, home / name, operators=operators, record=RECORD, **options)
     return home / name

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from disaggregated import STAGES, af_bundle, pd_bundle
+from small_world import profile, run_pair, workload
 
 from reports import write_all
+from reports.figures import over_time
 from reports.scorecard_file import read_scorecard
-from traces.bundle import Bundle
+from traces.bundle import Bundle, read_bundle
 from traces.metrics import HANDOVER
 from validation.bars import judge, load_bars
 from validation.compared import metric_named
 from validation.comparison import compared
 from validation.samples import View
 from validation.scorecard import build
+from validation.series import over_steps
 
 
 def values(bundle: Bundle) -> dict[str, np.ndarray]:
@@ -87,3 +90,31 @@ def test_an_unknown_metric_is_refused() -> None:
     for name in ("step_tim.decode", "ttft.decode", "stage", "step_time."):
         with pytest.raises(KeyError):
             metric_named(name)
+
+
+def test_the_report_shows_backpressure(tmp_path: Path) -> None:
+    """Decode holds few requests: what prefill has done for others fills its memory, and stays."""
+    work, fine = workload(tmp_path / "work", requests=40), profile(tmp_path / "p")
+    small = {"prefill": {"num_gpu_blocks": 60}, "decode": {"num_gpu_blocks": 30}}
+    paths = [
+        run_pair(tmp_path, "tight", work, fine, **small),
+        run_pair(tmp_path, "roomy", work, fine),
+    ]
+    views = compared(*map(read_bundle, paths)).views
+    use = {
+        (name, side): over_steps(view, f"kv_use.{side}")
+        for name, view in zip(("tight", "roomy"), views, strict=True)
+        for side in ("p", "d")
+    }
+    full = {key: np.nanmean(series.value > 0.7) for key, series in use.items() if series}
+    assert full["tight", "p"] > 0.3
+    assert full["tight", "d"] > 0.3
+    assert full["roomy", "p"] == full["roomy", "d"] == 0
+    tight = use["tight", "p"]
+    assert tight is not None
+    assert not np.isnan(tight.value[5:]).any()  # while prefill is stopped there is no step
+    requests = read_bundle(paths[0]).requests.to_pandas()
+    assert (requests["status"] == "finished").all()
+    waits = requests["scheduled_s"] - requests["queued_s"]
+    assert waits.max() > 1.0  # the pressure reaches the queue
+    assert {c.key for c in over_time(views)} >= {"kv_use.p_over_time", "kv_use.d_over_time"}

@@ -9,6 +9,7 @@ given the same workload. The client's bundles are used for checks and not kept.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shutil
 import signal
@@ -37,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 BLOCK_TOKENS = 32
 WARMUP = 8
 START_LIMIT_S = 600
+CLONE_NEWNET = 0x40000000  # of unshare(2)
 SERVER = ["--enforce-eager", "--skip-tokenizer-init", "--block-size", str(BLOCK_TOKENS)]
 SERVER += ["--max-model-len", "1024", "--max-num-batched-tokens", "512", "--max-num-seqs", "64"]
 ENVIRONMENT = {
@@ -52,7 +54,10 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Captures of one workload; ``load`` is the share of the deployment's saturating rate."""
+    """Captures of one workload; ``load`` is the share of the deployment's saturating rate.
+
+    Of a pair it is requests per second: what saturates first depends on the workload.
+    """
 
     name: str
     model: str
@@ -64,7 +69,8 @@ class Group:
     shape: str = "plain"
     serve: tuple[str, ...] = ()
     layers: int = 0  # repeats that keep experts and spans: they are the bulk of a bundle
-    pair: bool = False  # a prefill and a decode engine, each with a core of its own
+    pair: bool = False  # a prefill and a decode engine over NIXL
+    wire_mbit: int | None = None  # what the pair's transfers go through, else shared memory
 
     @property
     def deployment(self) -> tuple[str, tuple[str, ...]]:
@@ -87,8 +93,10 @@ GROUPS = (
     Group("dense-tp2", "dense", 0.45, 120, 3, seed=7, serve=TP2, layers=1),
     Group("moe-dp2ep2-low", "moe", 0.25, 100, 3, seed=8, serve=DP2_EP2, layers=1),
     Group("moe-dp2ep2-high", "moe", 0.45, 120, 3, seed=9, serve=DP2_EP2, layers=1),
-    # at a low rate: an engine with a transfer under way polls, and the client has no core left
-    Group("dense-pd", "dense", 0.15, 80, 3, seed=9, pair=True),
+    # at low rates: two engines, two front ends and the client have two cores
+    Group("dense-pd-low", "dense", 1.0, 40, 3, seed=10, pair=True),
+    Group("dense-pd-high", "dense", 2.0, 60, 2, seed=11, pair=True),
+    Group("dense-pd-wire", "dense", 1.2, 40, 3, seed=12, pair=True, wire_mbit=80),
 )
 # log-normal prompt and output lengths: median, sigma, smallest, largest
 LENGTHS = {
@@ -106,8 +114,12 @@ def main() -> None:
     groups = [g for g in GROUPS if not given.only or g.name in given.only]
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(given.vllm.absolute(), Path(scratch))
-        rates = {key: lab.saturating_rate(*key) for key in {g.deployment: 0 for g in groups}}
-        workloads = {g.name: lab.workload(g, g.load * rates[g.deployment]) for g in groups}
+        probed = {g.deployment: 0 for g in groups if not g.pair}
+        rates = {key: lab.saturating_rate(*key) for key in probed}
+        workloads = {
+            g.name: lab.workload(g, g.load * (1.0 if g.pair else rates[g.deployment]))
+            for g in groups
+        }
         # round by round, so that drift of the machine falls on all groups alike
         for k in range(1, max(g.repeats for g in groups) + 1):
             for group in (g for g in groups if k <= g.repeats):
@@ -148,7 +160,7 @@ class Lab:
         shutil.rmtree(out, ignore_errors=True)
         client = self._scratch / "client"
         shutil.rmtree(client, ignore_errors=True)
-        with self.server(group, out) as url:
+        with wire(group.wire_mbit), self.server(group, out) as url:
             command = [frontier(), "live", str(workload), "--url", url, "--out", str(client)]
             command += ["--warmup", str(WARMUP), "--vocab-size", "8192", *live]
             if group.pair:
@@ -185,7 +197,8 @@ class Lab:
         command = [frontier(), "capture", "--out", str(out), "--", *serve]
         if group.pair:
             file = self._scratch / "pair.yaml"
-            file.write_text(yaml.safe_dump(pair_deployment(self._vllm, checkpoint, port)))
+            deployment = pair_deployment(self._vllm, checkpoint, port, group.wire_mbit)
+            file.write_text(yaml.safe_dump(deployment))
             command = [frontier(), "capture", "--out", str(out), "--deployment", str(file)]
         server = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT
@@ -202,7 +215,9 @@ class Lab:
             log.close()
 
 
-def pair_deployment(vllm: Path, checkpoint: Path, port: int) -> dict[str, Any]:
+def pair_deployment(
+    vllm: Path, checkpoint: Path, port: int, wire_mbit: int | None = None
+) -> dict[str, Any]:
     """A prefill and a decode engine over NIXL on one host, as a deployment file."""
     engine = {
         "max_model_len": 1024,
@@ -210,26 +225,53 @@ def pair_deployment(vllm: Path, checkpoint: Path, port: int) -> dict[str, Any]:
         "max_num_seqs": 64,
         "block_size": BLOCK_TOKENS,
         "enforce_eager": True,
+        "dtype": "float32",  # a CPU without AVX-512 takes seconds for a prefill in bfloat16
     }
+    transports = "tcp,sm,self" if wire_mbit is None else "tcp,self"
     return {
         "model": "model.json",
         "clusters": [
             {"name": role, "role": role, "hardware": "cpu", "engine": engine}
             for role in ("prefill", "decode")
         ],
-        "links": [{"from": "prefill", "to": "decode", "bandwidth_gb_s": 1.0}],
+        "links": [
+            {
+                "from": "prefill",
+                "to": "decode",
+                "bandwidth_gb_s": 1.0 if wire_mbit is None else wire_mbit / 8000,
+            }
+        ],
         "launch": {
             "checkpoint": str(checkpoint),
             "program": [str(vllm / "bin" / "vllm")],
             "arguments": ["--skip-tokenizer-init"],
-            "environment": {"UCX_TLS": "tcp,sm,self", "UCX_NET_DEVICES": "lo"},
-            "environment_of": {
-                "prefill": {"VLLM_CPU_OMP_THREADS_BIND": "0"},
-                "decode": {"VLLM_CPU_OMP_THREADS_BIND": "1"},
-            },
+            "environment": {"UCX_TLS": transports, "UCX_NET_DEVICES": "lo"},
             "port": port,
         },
     }
+
+
+@contextmanager
+def wire(mbit: int | None) -> Iterator[None]:
+    """A loopback of our own whose packets go through a token bucket; wants to be root.
+
+    None leaves all as it is. What is started inside lives in the network namespace too.
+    """
+    if mbit is None:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    if libc.unshare(CLONE_NEWNET):
+        sys.exit(f"a wire needs a network namespace: {os.strerror(ctypes.get_errno())}")
+    try:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        bucket = ["rate", f"{mbit}mbit", "burst", "256kb", "latency", "2s"]
+        subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "tbf", *bucket], check=True)
+        yield
+    finally:
+        libc.setns(home, CLONE_NEWNET)
+        os.close(home)
 
 
 def following(url: str) -> str:

@@ -111,9 +111,12 @@ def _entry(key: str, value: Any, depth: int) -> Any:
 
 
 def _patches(vllm_config: Any) -> list[str]:
-    """Packages that changed how this engine computes."""
-    name, experts = "frontier_cpu_ep", vllm_config.parallel_config.enable_expert_parallel
-    return [name] if experts and f"{name}.patches" in sys.modules else []
+    """Packages that changed how this engine runs."""
+    needed = {
+        "frontier_cpu_ep": vllm_config.parallel_config.enable_expert_parallel,
+        "frontier_cpu_nixl": vllm_config.kv_transfer_config is not None,
+    }
+    return [name for name, on in needed.items() if on and f"{name}.patches" in sys.modules]
 
 
 def _version(distribution: str) -> str | None:
