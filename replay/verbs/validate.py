@@ -33,13 +33,13 @@ def validate(
     from reports.validate import print_outcome, run_validate
 
     if ladder:
-        options["simulator"] = lambda: _simulator_of(measured, simulated, operators)
+        options["simulator"] = lambda: simulator_of(measured, simulated, operators)
     scorecard, judgements = run_validate(measured, simulated, out, progress=say, **options)
     print_outcome(scorecard, judgements, out)
     sys.exit(0 if all(j.passed for j in judgements) else 1)
 
 
-def _simulator_of(
+def simulator_of(
     measured: Path, simulated: Path, operators: Path | None
 ) -> Simulator | PairSimulator:
     """What the simulator made of the deployments of two bundles."""

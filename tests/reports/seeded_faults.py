@@ -23,7 +23,8 @@ from expert_world import DEPLOYMENT, GROUP, ExpertWorld, evenly_loaded, half_the
 from rich.table import Table
 
 from replay.plan import load_step_time, make_plan
-from replay.simulate import replay
+from replay.simulate import replay, run_replay
+from replay.verbs.validate import simulator_of
 from reports.check import GATED, Finding, Threshold, run_check
 from reports.console import open_console
 from reports.ladder import TITLES
@@ -36,7 +37,7 @@ from simulator.step_time.fitted import StepProfile, save_profile
 from traces.bundle import Bundle, read_bundle, write_bundle
 from traces.samples import sample_groups, sample_runs
 from traces.workload import bundle_workload
-from validation.ladder import Simulator, build_ladder
+from validation.ladder import PairSimulator, Simulator, build_ladder
 from validation.mixed_clock import MixedClock
 from validation.mixing import requests_of
 from validation.predicting import Predictor
@@ -48,6 +49,7 @@ FITTED_ON = {
     "dense-low": "dense-high", "dense-high": "dense-low", "dense-preempt": "dense-low",
     "dense-sessions": "dense-low", "moe-low": "moe-high", "moe-high": "moe-low",
 }  # fmt: skip
+PAIR = "dense-pd-wire"  # its first run is held against a fit on the others
 SHOWN_S = 3.0  # noise floors that a fault must move a statistic by
 
 
@@ -98,6 +100,13 @@ def without_host(profile: StepProfile) -> StepProfile:
     return replace(profile, host={"step": 0.0}, gap={"step": 0.0})
 
 
+def half_the_link(profile: StepProfile) -> StepProfile:
+    assert profile.link is not None
+    return replace(
+        profile, link=profile.link | {"bandwidth_gb_s": profile.link["bandwidth_gb_s"] / 2}
+    )
+
+
 def oldest_preempted() -> Any:
     return mock.patch.object(FCFS, "victim", return_value=0)
 
@@ -110,7 +119,8 @@ FAULTS = (
     Fault("KV capacity -10 %", "kv_capacity", ("dense-preempt",), blocks=0.9),
     Fault("preemption order reversed", "scheduling", ("dense-preempt",), patch=oldest_preempted),
     Fault("expert loads uniform", "expert_loads", (GROUP,), edit=evenly_loaded),
-    Fault("link bandwidth halved", "links", (GROUP,), edit=half_the_bandwidth),
+    Fault("KV link bandwidth halved", "handover", (PAIR,), change=half_the_link),
+    Fault("link between ranks halved", "links", (GROUP,), edit=half_the_bandwidth),
 )
 
 
@@ -158,10 +168,12 @@ class Lab:
             self._measured = self._world.measured()
         return self._measured
 
-    def simulate(self, group: str, fault: Fault = NONE) -> tuple[Bundle, Simulator]:
+    def simulate(self, group: str, fault: Fault = NONE) -> tuple[Bundle, Simulator | PairSimulator]:
         """A replay of a group's first run with the other group's profile and the fault."""
         if self._world is not None and group == GROUP:
             return self._world.simulated(fault.edit(DEPLOYMENT))
+        if group == PAIR:
+            return self._simulate_pair(fault)
         number = len(list(self._home.iterdir()))
         operators = self._home / f"{number}-profile"
         save_profile(fault.change(fitted(FITTED_ON[group])), operators)
@@ -178,6 +190,14 @@ class Lab:
             tables = {"requests": run_plainly(workload, configs[1], model, tables["requests"])}
         bundle = write_bundle(self._home / f"{number}-{group}", manifest, tables)
         return bundle, Simulator(*configs, model, note["profile"])
+
+    def _simulate_pair(self, fault: Fault) -> tuple[Bundle, Simulator | PairSimulator]:
+        number = len(list(self._home.iterdir()))
+        operators, out = (self._home / f"{number}-{name}" for name in ("profile", PAIR))
+        first, *others = runs(PAIR)
+        save_profile(fault.change(fit_profile(others)), operators)
+        run_replay(first.path, first.path, out, operators=operators, record="steps")
+        return read_bundle(out), simulator_of(first.path, out, operators)
 
     def baseline(self, group: str) -> Scorecard:
         """The scorecard without a fault."""

@@ -37,7 +37,7 @@ from traces.metrics import request_metrics
 HERE = Path(__file__).resolve().parent
 BLOCK_TOKENS = 32
 WARMUP = 8
-START_LIMIT_S = 600
+START_LIMIT_S = 180
 CLONE_NEWNET = 0x40000000  # of unshare(2)
 SERVER = ["--enforce-eager", "--skip-tokenizer-init", "--block-size", str(BLOCK_TOKENS)]
 SERVER += ["--max-model-len", "1024", "--max-num-batched-tokens", "512", "--max-num-seqs", "64"]
@@ -160,7 +160,7 @@ class Lab:
         shutil.rmtree(out, ignore_errors=True)
         client = self._scratch / "client"
         shutil.rmtree(client, ignore_errors=True)
-        with wire(group.wire_mbit), self.server(group, out) as url:
+        with wire(group.wire_mbit), self._server(group, out) as url:
             command = [frontier(), "live", str(workload), "--url", url, "--out", str(client)]
             command += ["--warmup", str(WARMUP), "--vocab-size", "8192", *live]
             if group.pair:
@@ -176,24 +176,18 @@ class Lab:
         print(f"{group.name} {out.name}: {summary(bundle)}", flush=True)
         return bundle
 
-    def checkpoint(self, model: str) -> Path:
-        """A random checkpoint of the model, made once."""
-        path = self._scratch / model
-        if not path.is_dir():
-            script = [str(HERE / "make_checkpoint.py"), model, str(path)]
-            subprocess.run([str(self._vllm / "bin" / "python"), *script], check=True)
-        return path
-
     @contextmanager
-    def server(self, group: Group, out: Path) -> Iterator[str]:
-        """A server that is captured as ``out`` once it has stopped; its URL."""
-        checkpoint = self.checkpoint(group.model)
+    def _server(self, group: Group, out: Path) -> Iterator[str]:
+        checkpoint = self._scratch / group.model
+        if not checkpoint.is_dir():
+            script = [str(HERE / "make_checkpoint.py"), group.model, str(checkpoint)]
+            subprocess.run([str(self._vllm / "bin" / "python"), *script], check=True)
         port = free_port()
         serve = [str(self._vllm / "bin" / "vllm"), "serve", str(checkpoint), *SERVER]
         serve += ["--port", str(port), *group.serve]
         if group.blocks:
             serve += ["--num-gpu-blocks-override", str(group.blocks)]
-        log = (self._scratch / f"server-{group.name}.log").open("wb")
+        log = (self._scratch / "server.log").open("wb")
         command = [frontier(), "capture", "--out", str(out), "--", *serve]
         if group.pair:
             file = self._scratch / "pair.yaml"
