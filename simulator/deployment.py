@@ -284,6 +284,11 @@ def _check_experts(engine: Engine, model: ModelSpec, where: str) -> None:
             raise ConfigError(f"{where}.enable_expert_parallel: the model has no experts")
         return
     experts = model.moe.experts + engine.num_redundant_experts
+    if engine.enable_expert_parallel and experts < ranks:
+        raise ConfigError(
+            f"{where}.enable_expert_parallel: {experts} experts over {ranks} ranks: "
+            f"{ranks - experts} would hold none"
+        )
     if engine.enable_expert_parallel and experts % ranks:
         raise ConfigError(
             f"{where}.enable_expert_parallel: {experts} experts over {ranks} ranks do not divide"

@@ -104,7 +104,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _places() -> Iterator[Path]:
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
+    if given := os.environ.get("NUMBA_CACHE_DIR"):  # where numba keeps that of operators/trees.py
         yield Path(given)
     yield HOME / "__pycache__"
     yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frontier"

@@ -274,11 +274,11 @@ class Model(Record):
     most: int
     micro_batches: int
     overlap: int  # layers whose exchange two half batches may hide
-    forward_ps: int
-    head_ps: int
-    hop_ps: int
+    forward_ps: int  # from here on as in step_time.base.StepTimes
     host_ps: int
     gap_ps: int
+    head_ps: int
+    hop_ps: int
     outside: int
     steps: int
     extrapolated: int

@@ -11,37 +11,34 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from struct import pack
 from typing import Any, NoReturn
 
-from simulator.engine import layout
+from simulator.engine.assembly import (
+    COPY,
+    DECLARED,
+    FIELD_TYPES,
+    MATH,
+    RECORDS,
+    Place,
+    Value,
+    Writer,
+    common_kind,
+    constant,
+    type_of,
+)  # fmt: skip
 from simulator.engine.build import symbol_of
-from simulator.engine.records import Accessor, Record, copy
+from simulator.engine.records import Accessor, copy
 from traces.errors import InvariantError
 
 Function = Callable[..., Any]
-TYPES = {"int": "i64", "float": "double", "bool": "i1", "None": "void"}  # of records: ptr
-FIELD_TYPES = {"int64": "i64", "int32": "i32", "float64": "double"}
-CASTS = {("bool", "int"): "zext", ("bool", "float"): "uitofp", ("int", "float"): "sitofp"}
-RECORDS = {
-    name: record
-    for name, record in vars(layout).items()
-    if isinstance(record, type) and issubclass(record, Record)
-}
 ARITHMETIC: dict[type[ast.operator], str] = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitAnd: "and", ast.BitOr: "or",
 }  # fmt: skip
 COMPARED: dict[type[ast.cmpop], str] = {
     ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge",
 }  # fmt: skip
-MATH = {
-    "math.exp": "llvm.exp", "math.log": "llvm.log", "math.pow": "llvm.pow",
-    "math.sqrt": "llvm.sqrt", "np.rint": "llvm.rint",
-}  # fmt: skip
-COPY = "llvm.memcpy.p0.p0.i64"
 
 
 def assembly(exported: Sequence[Function]) -> str:
@@ -52,45 +49,17 @@ def assembly(exported: Sequence[Function]) -> str:
             called: Any = function.__globals__.get(name)
             if hasattr(called, "compiled") and called not in functions:
                 functions.append(called)
-    declared = [
-        f"declare double @{name}.f64(double{', double' * (name == 'llvm.pow')})"
-        for name in MATH.values()
-    ]
-    declared.append(f"declare void @{COPY}(ptr, ptr, i64, i1)")
     texts = (Translator(f).text("" if f in exported else "internal ") for f in functions)
-    return "\n".join([*declared, *texts])
+    return "\n".join([DECLARED, *texts])
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """Its kind (int, float, bool, or a record's name), and what assembly calls it."""
-
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{_type(self.kind)} {self.text}"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What can be assigned to: a local name's slot, or a record's field."""
-
-    kind: str
-    type: str
-    address: str
-
-
-class Translator(ast.NodeVisitor):
+class Translator(ast.NodeVisitor, Writer):
     """Of one function: a statement adds lines, an expression also gives its ``Value``."""
 
     def __init__(self, function: Function) -> None:
+        super().__init__()
         self._function = function
         self._takes, self._gives = _signature(function)
-        self._locals: dict[str, Place] = {}
-        self._slots: list[str] = []
-        self._lines: list[str] = []
-        self._count = 0
         self._loops: list[tuple[str, str]] = []  # where continue and break lead
 
     def text(self, linkage: str) -> str:
@@ -99,8 +68,8 @@ class Translator(ast.NodeVisitor):
             self._store(Value(kind, f"%{name}"), self._local(name, kind))
         self._visit_all(_definitions(self._function.__code__.co_filename)[self._function.__name__])
         self._lines.append("ret void" if self._gives == "None" else "unreachable")
-        takes = ", ".join(f"{_type(kind)} %{name}" for name, kind in self._takes.items())
-        head = f'define {linkage}{_type(self._gives)} @"{symbol_of(self._function)}"({takes})'
+        takes = ", ".join(f"{type_of(kind)} %{name}" for name, kind in self._takes.items())
+        head = f'define {linkage}{type_of(self._gives)} @"{symbol_of(self._function)}"({takes})'
         return "\n".join([f"{head} nounwind {{", *self._slots, *self._lines, "}"])
 
     # statements
@@ -204,13 +173,13 @@ class Translator(ast.NodeVisitor):
 
     def visit_Constant(self, node: ast.Constant) -> Value:
         """A number or truth value."""
-        return _constant(node.value)
+        return constant(node.value)
 
     def visit_Name(self, node: ast.Name) -> Value:
         """A local name, or a constant of the module."""
         if node.id in self._locals:
             return self._load(self._locals[node.id])
-        return _constant(self._function.__globals__[node.id])
+        return constant(self._function.__globals__[node.id])
 
     def visit_Attribute(self, node: ast.Attribute) -> Value:
         """A field of a record."""
@@ -241,7 +210,7 @@ class Translator(ast.NodeVisitor):
         values = [self.visit(each) for each in (node.left, *node.comparators)]
         found = Value("bool", "true")
         for op, a, b in zip(node.ops, values, values[1:], strict=False):
-            how, kind = COMPARED[type(op)], _common(a, b)
+            how, kind = COMPARED[type(op)], common_kind(a, b)
             if kind == "float":
                 how = "fcmp une" if how == "ne" else f"fcmp o{how}"
             else:
@@ -268,7 +237,7 @@ class Translator(ast.NodeVisitor):
             takes, gives = _signature(called)
             kinds = zip(values, takes.values(), strict=True)
             given = ", ".join(str(self._cast(value, kind)) for value, kind in kinds)
-            call = f'call {_type(gives)} @"{symbol_of(called)}"({given})'
+            call = f'call {type_of(gives)} @"{symbol_of(called)}"({given})'
             if gives != "None":
                 return self._let(gives, call)
             self._lines.append(call)
@@ -290,37 +259,15 @@ class Translator(ast.NodeVisitor):
         return self._refuse(node, "no compiled function")
 
     def _combine(self, op: ast.operator, a: Value, b: Value) -> Value:
-        kind = "float" if isinstance(op, ast.Div) else _common(a, b)
+        kind = "float" if isinstance(op, ast.Div) else common_kind(a, b)
         kind = "int" if kind == "bool" else kind
         a, b = self._cast(a, kind), self._cast(b, kind)
         if isinstance(op, ast.Div):
             return self._let("float", f"fdiv {a}, {b.text}")
         if kind == "int" and isinstance(op, ast.FloorDiv | ast.Mod):
-            return self._floor(op, a, b)
+            return self._floor(a, b, modulo=isinstance(op, ast.Mod))
         how = ARITHMETIC[type(op)]
         return self._let(kind, f"{'f' * (kind == 'float')}{how} {a}, {b.text}")
-
-    def _floor(self, op: ast.operator, a: Value, b: Value) -> Value:
-        """Quotient or remainder towards minus infinity; the machine's are towards 0."""
-        rest = self._let("int", f"srem {a}, {b.text}")
-        signs = self._let("int", f"xor {rest}, {b.text}")
-        apart = self._let("bool", f"icmp slt {signs}, 0")
-        some = self._let("bool", f"icmp ne {rest}, 0")
-        off = self._let("bool", f"and {apart}, {some.text}")
-        if isinstance(op, ast.Mod):
-            more = self._let("int", f"select {off}, {b}, i64 0")
-            return self._let("int", f"add {rest}, {more.text}")
-        quotient = self._let("int", f"sdiv {a}, {b.text}")
-        return self._let("int", f"sub {quotient}, {self._cast(off, 'int').text}")
-
-    def _extreme(self, how: str, values: list[Value]) -> Value:
-        kind = _common(*values)
-        compare = f"fcmp o{how}" if kind == "float" else f"icmp s{how}"
-        found, *others = (self._cast(value, kind) for value in values)
-        for other in others:
-            better = self._let("bool", f"{compare} {other}, {found.text}")
-            found = self._let(kind, f"select {better}, {other}, {found}")
-        return found
 
     def _either(self, test: ast.expr, *ways: ast.expr | Value) -> Value:
         yes, no, end = self._new(), self._new(), self._new()
@@ -348,22 +295,6 @@ class Translator(ast.NodeVisitor):
         else:
             self._branch(self._truth(self.visit(test)), yes, no)
 
-    def _reach(self, accessor: Accessor[Any], owner: Value, *index: Value) -> Value:
-        """A pointer to a record, from its address or its owner and index."""
-        kind = accessor.record.__name__
-        if accessor.owner is None:
-            return self._let(kind, f"inttoptr {owner} to ptr")
-        if owner.kind != accessor.owner.__name__:
-            raise TypeError(f"of a {accessor.owner.__name__}, not of a {owner.kind}")
-        first = self._let(kind, f"load ptr, ptr {self._field(owner, accessor.field)[1]}, align 4")
-        if not index:
-            return first
-        size = accessor.record.dtype.itemsize
-        offset = self._let("int", f"mul {self._cast(index[0], 'int')}, {size}")
-        return self._let(kind, f"getelementptr i8, {first}, {offset}")
-
-    # places, kinds, lines
-
     def _place(self, target: ast.expr, kind: str = "") -> Place:
         """Where a target is; a new name is of ``kind``."""
         if isinstance(target, ast.Name):
@@ -372,64 +303,6 @@ class Translator(ast.NodeVisitor):
             self._refuse(target, "neither a name nor a field")
         dtype, address = self._field(self.visit(target.value), target.attr)
         return Place("float" if dtype == "float64" else "int", FIELD_TYPES[dtype], address)
-
-    def _field(self, record: Value, name: str) -> tuple[str, str]:
-        """Type and address of a field."""
-        fields = RECORDS[record.kind].dtype.fields
-        assert fields is not None
-        dtype, offset = fields[name][:2]
-        address = self._let("int", f"getelementptr i8, {record}, i64 {offset}")
-        return dtype.name, address.text
-
-    def _local(self, name: str, kind: str) -> Place:
-        if name not in self._locals:
-            self._locals[name] = Place(kind, _type(kind), f"%{name}.slot")
-            self._slots.append(f"%{name}.slot = alloca {_type(kind)}, align 8")
-        return self._locals[name]
-
-    def _load(self, place: Place) -> Value:
-        value = self._let(place.kind, f"load {place.type}, ptr {place.address}, align 4")
-        if place.type == "i32":
-            return self._let("int", f"sext i32 {value.text} to i64")
-        return value
-
-    def _store(self, value: Value, place: Place) -> None:
-        text = self._cast(value, place.kind).text
-        if place.type == "i32":
-            text = self._let("int", f"trunc i64 {text} to i32").text
-        self._lines.append(f"store {place.type} {text}, ptr {place.address}, align 4")
-
-    def _cast(self, value: Value, kind: str) -> Value:
-        if value.kind == kind:
-            return value
-        if (value.kind, kind) not in CASTS:
-            raise TypeError(f"{value.kind} where {kind} is needed")
-        return self._let(kind, f"{CASTS[value.kind, kind]} {value} to {_type(kind)}")
-
-    def _truth(self, value: Value) -> Value:
-        if value.kind == "bool":
-            return value
-        if value.kind == "float":
-            return self._let("bool", f"fcmp une {value}, 0.0")
-        return self._let("bool", f"icmp ne {self._cast(value, 'int')}, 0")
-
-    def _let(self, kind: str, operation: str) -> Value:
-        value = Value(kind, f"%{self._new()}")
-        self._lines.append(f"{value.text} = {operation}")
-        return value
-
-    def _new(self) -> str:
-        self._count += 1
-        return f".{self._count}"
-
-    def _begin(self, label: str) -> None:
-        self._lines.append(f"{label}:")
-
-    def _jump(self, label: str) -> None:
-        self._lines.append(f"br label %{label}")
-
-    def _branch(self, truth: Value, yes: str, no: str) -> None:
-        self._lines.append(f"br {truth}, label %{yes}, label %{no}")
 
     def visit(self, node: ast.AST) -> Any:
         """Translate a part of the function."""
@@ -449,26 +322,6 @@ class Translator(ast.NodeVisitor):
             f"{symbol_of(self._function)}, line {getattr(node, 'lineno', 0)}: "
             f"{ast.unparse(node).splitlines()[0]!r}: {why}"
         )
-
-
-def _type(kind: str) -> str:
-    return TYPES.get(kind, "ptr")
-
-
-def _common(*values: Value) -> str:
-    """The kind that values of several are taken for."""
-    kinds = {value.kind for value in values}
-    return kinds.pop() if len(kinds) == 1 else "float" if "float" in kinds else "int"
-
-
-def _constant(value: object) -> Value:
-    if isinstance(value, bool):
-        return Value("bool", str(value).lower())
-    if isinstance(value, float):
-        return Value("float", f"0x{pack('>d', value).hex()}")
-    if isinstance(value, int):
-        return Value("int", str(int(value)))
-    raise TypeError(f"no number: {value!r}")
 
 
 def _signature(function: Function) -> tuple[dict[str, str], str]:

@@ -3,7 +3,7 @@
 Popularity of a layer's experts is their share over the whole record. Around it a step's
 popularity drifts (``laws/base.py: Drift``): the variance that the counts c of n picks have
 beyond chance, sum (c - n p)^2 - n p (1 - p), relative to (n p)^2, is that of chances with the
-spread, and products one step apart are smaller by the correlation. Steps of few tokens,
+layer's spread, and products one step apart are smaller by the correlation. Steps of few tokens,
 decodes of as many requests, show little of it; the drift begins above the octaves of tokens
 that do. Over layers, popularity is summed up as a Dirichlet distribution, for models and
 layers that were not recorded; its concentration by the variance of shares,
@@ -13,7 +13,7 @@ E p^2 - 1/E^2 = (1/E)(1 - 1/E) / (E concentration + 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from simulator.model import ModelSpec, model_from_config
 from simulator.moe.laws import Dirichlet, Drift, LoadLaw, Table
 from simulator.moe.laws.table import bounded
 from simulator.moe.recorded import ExpertCounts, expert_counts
+from simulator.moe.routing import chances, popularity
 from traces.bundle import Bundle
 from traces.errors import TraceError
 
@@ -81,41 +82,47 @@ def concentration(shares: Floats) -> float:
 
 def _drift(records: list[ExpertCounts], shares: Floats) -> Drift:
     tokens = np.concatenate([r.counts[:, 0].sum(axis=-1) // r.top_k for r in records])
-    excess = np.concatenate([_excess(r, shares) for r in records])  # (steps, 2): summed, scale
+    excess = np.concatenate([_excess(r, shares) for r in records])
     octave = np.ceil(np.log2(tokens)).astype(int)
-    sums = np.stack([np.bincount(octave, weights=part) for part in excess.T])
+    sums = [np.bincount(octave, weights=part) for part in excess.sum(axis=2).T]
     by_octave = sums[0] / np.maximum(sums[1], 1e-300)
-    # from the octave on above which all are at least half as wide as the widest
-    known = np.bincount(octave) >= LEAST_STEPS
-    narrow = np.flatnonzero(known & (by_octave < by_octave[known].max(initial=0.0) / 2))
-    beyond = int(2 ** narrow[-1]) if len(narrow) else 0
-    wide = tokens > beyond
-    variance = max(float(excess[wide, 0].sum() / max(excess[wide, 1].sum(), 1e-300)), 0.0)
-    if variance == 0.0:
+    # from the octave on from which all are at least half as wide as the widest
+    known = np.flatnonzero(np.bincount(octave) >= LEAST_STEPS)
+    narrow = np.flatnonzero(by_octave[known] < by_octave[known].max(initial=0.0) / 2)
+    beyond = 0
+    if len(narrow):  # half way to the first of them, between which little was recorded
+        last, first = known[narrow[-1]], known[narrow[-1] + 1]
+        beyond = int(2 ** ((last + first - 1) / 2))
+    summed, scale = excess[tokens > beyond].sum(axis=0)  # of each layer
+    variance = np.maximum(summed / np.maximum(scale, 1e-300), 0.0)
+    if not variance.any():
         return Drift()
-    spread = _spread(shares, records[0].top_k, variance)
-    return Drift(round(spread, 6), round(_lag(records, shares, beyond) / variance, 6), beyond)
+    spread = tuple(round(float(s), 6) for s in _spread(shares, records[0].top_k, variance))
+    overall = max(float(summed.sum() / scale.sum()), 1e-300)
+    lag = float(np.clip(_lag(records, shares, beyond) / overall, 0.0, MOST_CORRELATION))
+    return Drift(spread, round(lag, 6), beyond)
 
 
-def _spread(shares: Floats, top_k: int, variance: float) -> float:
-    """The spread whose chances vary so much, relative to the mean, by bisection."""
+def _spread(shares: Floats, top_k: int, variance: Floats) -> Floats:
+    """Of each layer the spread whose chances vary so much, relative to the mean, by bisection."""
     noise = np.random.default_rng(0).standard_normal((TRIALS, *shares.shape))
     mean = bounded(shares, top_k)
-    low, high = 0.0, MOST_SPREAD
+    low, high = np.zeros(len(shares)), np.full(len(shares), MOST_SPREAD)
     for _ in range(30):
         middle = (low + high) / 2
-        chance = bounded(shares * np.exp(middle * noise), top_k)
-        found = ((chance - mean) ** 2).sum() / (TRIALS * (mean**2).sum())
-        low, high = (low, middle) if found > variance else (middle, high)
-    return low
+        chance = chances(popularity(mean) * np.exp(middle[:, None] * noise), top_k)
+        found = ((chance - mean) ** 2).sum(axis=(0, 2)) / (TRIALS * (mean**2).sum(axis=1))
+        low = np.where(found > variance, low, middle)
+        high = np.where(found > variance, middle, high)
+    return np.where(variance > 0, low, 0.0)
 
 
 def _excess(record: ExpertCounts, shares: Floats) -> Floats:
-    """Of each step the squares beyond chance, and of what is expected, ``(steps, 2)``."""
+    """Of each step the squares beyond chance, and of what is expected, ``(steps, 2, layers)``."""
     counts, chance = record.counts.astype(float), np.minimum(shares * record.top_k, 1.0)
     expected = counts.sum(axis=-1, keepdims=True) / record.top_k * chance
     beyond = (counts - expected) ** 2 - expected * (1 - chance)
-    return np.stack([beyond.sum(axis=(1, 2)), (expected**2).sum(axis=(1, 2))], axis=1)
+    return np.stack([beyond.sum(axis=2), (expected**2).sum(axis=2)], axis=1)
 
 
 def _lag(records: list[ExpertCounts], shares: Floats, beyond: int) -> float:
@@ -128,7 +135,7 @@ def _lag(records: list[ExpertCounts], shares: Floats, beyond: int) -> float:
         rest = counts - expected
         products += float((rest[1:] * rest[:-1]).sum())
         scale += float((expected[1:] * expected[:-1]).sum())
-    return float(np.clip(products / max(scale, 1e-300), 0.0, MOST_CORRELATION))
+    return products / max(scale, 1e-300)
 
 
 def describe(fitted: FittedLoads) -> str:
@@ -136,9 +143,10 @@ def describe(fitted: FittedLoads) -> str:
     layers, experts = fitted.shares.shape
     most = float((fitted.shares.max(axis=-1) * experts).mean())
     drift = fitted.drift
+    spread = float(np.mean(drift.spread))
     return (
         f"expert loads: {layers} layers of {experts} experts, the most popular {most:.2f} x the "
-        f"mean; beyond {drift.beyond} tokens of a step popularity spreads by {drift.spread:.2f}"
+        f"mean; beyond {drift.beyond} tokens of a step popularity spreads by {spread:.2f}"
     )
 
 
@@ -147,7 +155,7 @@ def write_fitted(fitted: FittedLoads, profile: Path) -> None:
     content = {
         "schema": SCHEMA,
         "top_k": fitted.top_k,
-        "spread": fitted.drift.spread,
+        "spread": np.atleast_1d(fitted.drift.spread).tolist(),
         "correlation": fitted.drift.correlation,
         "beyond": fitted.drift.beyond,
         "concentration": round(fitted.concentration, 6),
@@ -162,7 +170,8 @@ def read_fitted(profile: Path, model: ModelSpec) -> LoadLaw:
     file = profile / LOADS
     try:
         raw = yaml.safe_load(file.read_text())
-        drift = Drift(float(raw["spread"]), float(raw["correlation"]), int(raw["beyond"]))
+        spread = tuple(np.atleast_1d(raw["spread"]).astype(float).tolist())
+        drift = Drift(spread, float(raw["correlation"]), int(raw["beyond"]))
         shares = np.array(raw["shares"], float)
         alpha = float(raw["concentration"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
@@ -170,4 +179,4 @@ def read_fitted(profile: Path, model: ModelSpec) -> LoadLaw:
     moe = model.moe
     if moe is not None and shares.shape == (model.moe_layers, moe.experts):
         return Table(shares, drift, str(file))
-    return Dirichlet(alpha, drift)
+    return Dirichlet(alpha, replace(drift, spread=float(np.mean(spread))))

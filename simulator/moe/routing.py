@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +9,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = 60
+MOST_CHANCE = 1 - 1e-9
 
 
 def chances(popularity: Floats, top_k: int) -> Floats:
@@ -41,6 +40,16 @@ def chances(popularity: Floats, top_k: int) -> Floats:
     return np.minimum(found, 1.0)
 
 
+def popularity(chance: Floats) -> Floats:
+    """Popularity whose ``chances`` these are, up to a factor; ``chance`` is ``(..., experts)``.
+
+    >>> chances(popularity(np.array([0.9, 0.7, 0.3, 0.1])), 2).round(6)
+    array([0.9, 0.7, 0.3, 0.1])
+    """
+    found: Floats = -np.log1p(-np.minimum(chance, MOST_CHANCE))
+    return found
+
+
 def route(rng: np.random.Generator, chance: Floats, tokens: int) -> Ints:
     """Tokens per expert, ``(..., experts)``, when each of ``tokens`` tokens picks anew.
 
@@ -67,26 +76,3 @@ def route(rng: np.random.Generator, chance: Floats, tokens: int) -> Ints:
     counts = np.empty_like(picked)
     np.put_along_axis(counts, order, np.diff(picked, axis=-1, prepend=0), axis=-1)
     return counts
-
-
-def routed(
-    rng: np.random.Generator,
-    chance: Floats,
-    sizes: Sequence[int],
-    first: tuple[int, Floats] | None = None,
-) -> Iterator[Ints]:
-    """``route`` for each of the ascending ``sizes``, every draw's tokens those before and more.
-
-    ``first`` so many tokens of a step have chances of their own.
-    """
-    counts = np.zeros(chance.shape, np.int64)
-    until, other = first or (0, chance)
-    before = 0
-    for tokens in sizes:
-        early = min(tokens, until) - min(before, until)
-        if early:
-            counts = counts + route(rng, other, early)
-        if late := tokens - before - early:
-            counts = counts + route(rng, chance, late)
-        before = tokens
-        yield counts

@@ -2,17 +2,16 @@
 
 A thread block takes a tile of queries of one head and walks over the key blocks of its request;
 a decode fills a tile by itself, and its keys are not split between blocks as they are in a batch
-of decodes only (FlashAttention-2's ``mha_varlen_fwd`` as built into vLLM). So the time is that
-of a schedule of unequal jobs on the multiprocessors: at least the mean load, at least the
-longest job (Graham, "Bounds on multiprocessing timing anomalies", SIAM J. Appl. Math. 17(2),
-1969), and at least the bytes of the keys. Both bounds come from the batch's actual lengths; a
-batch of equal lengths shows them too, so one may be fitted and the other predicted.
+of decodes only (FlashAttention-2's ``mha_varlen_fwd`` as built into vLLM). Blocks are launched
+head by head, request by request, tile by tile, for as many tiles as the longest query has. So
+the time is that of a schedule of unequal jobs on the multiprocessors (``schedule.py``), or that
+of reading from memory what the cache did not keep. Both follow from the batch's actual lengths.
 
 >>> rows = pd.DataFrame({"query_lens": [[64, 1, 1]], "context_lens": [[0, 127, 1279]],
 ...     "heads": [2], "kv_heads": [1], "head_dim": [64], "window": [0], "kv_dtype": ["bfloat16"]})
 >>> work = AttentionMixed().shape(rows, Device(1, 1e15)).work
->>> work["load"].item(), work["longest"].item()  # key blocks of 128: two heads x (1 + 1 + 10)
-(24.0, 10.0)
+>>> work["load"].item(), work["makespan"].item()  # key blocks of 128: two heads x (1 + 1 + 10)
+(24.0, 27.0)
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from simulator.operators.attention import keys_of, pairs_of, requests_of
 from simulator.operators.attention_prefill import HEAD
 from simulator.operators.base import Device, Shape, label, number, octaves, waves, width
 from simulator.operators.lines import Axis
+from simulator.operators.schedule import Tiling, scheduled
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,6 +54,12 @@ class AttentionMixed:
         tiles_each, walked_each, longest_each = jobs(r.query, r.context, own_window)
         tiles, longest = r.sum(tiles_each), r.max(longest_each)
         load = heads * r.sum(walked_each) / device.sms
+        block_bytes = 2 * KEY_BLOCK * size * stored  # keys and values
+        walked, read = scheduled(
+            r, reach_of(window), heads, np.maximum(heads // kv_heads, 1),
+            device.l2_bytes / block_bytes, Tiling(TILE, KEY_BLOCK, device.sms),
+        )  # fmt: skip
+        launched = heads * r.sum(one) * np.ceil(r.max(r.query) / TILE) / device.sms
         keys = r.sum(keys_of(r.query, r.context, own_window))
         decodes, prefills = r.sum(single), r.sum(one - single)
         query_sum = r.sum(r.query)
@@ -64,17 +70,22 @@ class AttentionMixed:
         spread = squares / np.maximum(decode_context, 1) ** 2 - (decode_context > 0)
         work = {
             "launch": np.ones_like(heads),
+            "makespan": walked,
             "load": load,
-            "longest": longest,
+            "read": read * block_bytes,
+            "launched": launched,
             "bytes": 2 * keys * kv_heads * size * stored + 4 * query_sum * heads * size,
             "flops": 4 * r.sum(pairs_of(r.query, r.context, own_window)) * heads * size,
             "tiles": heads * tiles / device.sms,
         }
         octave, tail = waves(heads * tiles, device.sms)
         features = {
+            "makespan": octaves(walked),
             "load": octaves(load),
             "longest": octaves(longest),
-            "balance": octaves(load + 1) - octaves(longest + 1),
+            "balance": octaves(walked) - octaves(load),
+            "read": octaves(work["read"]),
+            "launched": octaves(launched),
             "bytes": octaves(work["bytes"]),
             "flops": octaves(work["flops"]),
             "tiles": octave,
@@ -107,8 +118,14 @@ def jobs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats
     tiles = np.ceil(query / TILE)
     ends = (context + query) / KEY_BLOCK
     last = np.ceil(ends)
-    reach = np.where(window > 0, np.ceil(window / KEY_BLOCK) + 1, np.inf)
+    reach = reach_of(window)
     longest = np.minimum(last, reach)
     first = np.ceil((context + np.minimum(query, TILE)) / KEY_BLOCK)
     walked = tiles * (np.minimum(first, reach) + longest) / 2
     return tiles, walked, longest
+
+
+def reach_of(window: Floats) -> Floats:
+    """Key blocks that a sliding window may touch; no end to them without one."""
+    found: Floats = np.where(window > 0, np.ceil(window / KEY_BLOCK) + 1, np.inf)
+    return found

@@ -30,17 +30,18 @@ class Device:
 
     sms: int
     peak_flops: float
+    l2_bytes: float = np.inf
 
     @classmethod
     def named(cls, name: str, dtype: str) -> Device:
-        """From the hardware sheet; with no sheet one SM and no peak."""
+        """From the hardware sheet; with no sheet one SM, no peak, and a cache for all."""
         try:
             sheet = load_hardware(name)
         except ConfigError:
             return cls(1, np.inf)
         peaks: dict[str, float] = {str(k): v for k, v in sheet.peak_tflops.items()}
         kind = DTYPES[dtype][2] if dtype in DTYPES else ""
-        return cls(sheet.sms, 1e12 * peaks.get(kind, max(peaks.values())))
+        return cls(sheet.sms, 1e12 * peaks.get(kind, max(peaks.values())), 1e6 * sheet.l2_mb)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ ROUTERS: dict[str, Callable[[Sequence[Load], Demand], Router]] = {
     "round_robin": lambda replicas, _: RoundRobin(replicas),
     "least_loaded": lambda replicas, _: LeastLoaded(replicas),
     "prefix_aware": PrefixAware,
-    "vllm_dp": lambda replicas, _: VllmDP(replicas),
+    "vllm_dp": lambda replicas, demand: VllmDP(replicas, by_queue=demand.config.dp_by_queue),
 }
 
 

@@ -2,7 +2,8 @@
 
 ``DPLBAsyncMPClient.get_core_engine_for_request`` (v1/engine/core_client.py, 0.32.0): the
 front end knows its own unfinished requests exactly and the ranks' queues from a snapshot
-that the coordinator publishes at most every 100 ms, when something changed.
+that the coordinator publishes at most every 100 ms, when something changed. In 0.19.0 it went
+by the snapshot alone, waiting x 4 + running, and every scan started at the same rank.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ PUBLISH_INTERVAL_PS = PS_PER_S // 10
 
 
 class VllmDP:
-    """One API server (``client_count`` = 1)."""
+    """One API server (``client_count`` = 1); ``by_queue`` is the rule of 0.19.0."""
 
-    def __init__(self, replicas: Sequence[Load]) -> None:
+    def __init__(self, replicas: Sequence[Load], *, by_queue: bool = False) -> None:
         self._replicas = replicas
+        self._by_queue = by_queue
         self._start = 0
         self.look_ps = 0
         self._published: list[tuple[int, int, float]] = []
@@ -46,13 +48,16 @@ class VllmDP:
             rank = (self._start + i) % len(replicas)
             waiting, running, kv_usage = self._snapshot[rank]
             waiting += self._sent_since[rank]
-            score: float = max(replicas[rank].unfinished, waiting + running)
-            if waiting:
+            if self._by_queue:
+                score: float = 4 * waiting + running
+            else:
+                score = max(replicas[rank].unfinished, waiting + running)
                 score += waiting * 6.0 * max(0.0, kv_usage - 0.5)
             if score < best_score:
                 best, best_score = rank, score
         self._sent_since[best] += 1
-        self._start = (self._start + 1) % len(replicas)
+        if not self._by_queue:
+            self._start = (self._start + 1) % len(replicas)
         return best
 
     def finished(self, replica: int, request: int = 0) -> None:

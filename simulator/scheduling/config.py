@@ -14,9 +14,10 @@ class SchedulerConfig:
     ``max_concurrent_batches`` is 1, or 2 under asynchronous scheduling; with a pipeline, whose
     stages hold ``stage_layers`` each, as many as it has stages, and synchronous. The schedulers of
     ``lock_step_ranks`` data-parallel ranks step together (``simulator/lockstep.py``), and agree
-    on going on every ``dp_sync_interval`` steps; from a DBO threshold on, 0 for never, they run
-    a step in two halves. ``kv_role`` is that of the engine's KV connector: kv_producer,
-    kv_consumer, kv_both, or empty without one.
+    on going on every ``dp_sync_interval`` steps; the front end chooses among them by their queues
+    alone if ``dp_by_queue`` (``simulator/routing/vllm_dp.py``); from a DBO threshold on, 0 for
+    never, they run a step in two halves. ``kv_role`` is that of the engine's KV connector:
+    kv_producer, kv_consumer, kv_both, or empty without one.
     """
 
     num_gpu_blocks: int
@@ -36,6 +37,7 @@ class SchedulerConfig:
     stage_layers: tuple[int, ...] = (1,)
     lock_step_ranks: int = 1
     dp_sync_interval: int = 16
+    dp_by_queue: bool = False
     dbo_decode_token_threshold: int = 0
     dbo_prefill_token_threshold: int = 0
     kv_role: str = ""
@@ -60,3 +62,13 @@ class SchedulerConfig:
         A consumer's load into such a block would not be ordered after that write.
         """
         return self.async_scheduling and self.kv_role in ("kv_consumer", "kv_both")
+
+
+def early_rules(engine_version: str | None) -> dict[str, int | bool]:
+    """Settings of data-parallel ranks that 0.19.0 had as constants, and versions before it.
+
+    >>> early_rules("0.19.0"), early_rules("0.32.0+cpu")
+    ({'dp_by_queue': True, 'dp_sync_interval': 32}, {})
+    """
+    numbers = [int(n) for n in (engine_version or "").split("+")[0].split(".")[:2] if n.isdigit()]
+    return {"dp_by_queue": True, "dp_sync_interval": 32} if [0] <= numbers < [0, 20] else {}

@@ -33,6 +33,8 @@ from traces.errors import ConfigError
 
 FEATURES = tuple(Shape.__annotations__)
 ENGINE_TOKENS, MOST_TOKENS = (FEATURES.index(f"{whose}_tokens") for whose in ("engine", "most"))
+FIRST = list(Model.__annotations__).index("forward_ps")
+TIMES = slice(FIRST, FIRST + len(StepTimes._fields))
 Sum = Sequence[tuple[float, Function]]  # (coefficient, function) pairs
 Fields = dict[str, int]
 
@@ -97,7 +99,6 @@ class CompiledStepTime:
         self._pack = Struct(f"{len(FEATURES)}q").pack_into
         self._asked = memoryview(self._shape.view(np.int64))
         self._answer = memoryview(self._model.view(np.int64))
-        self._first = list(Model.__annotations__).index("forward_ps")
         self._evaluate = load(evaluate)
 
     def times(self, shape: BatchShape) -> StepTimes:
@@ -109,8 +110,7 @@ class CompiledStepTime:
         if not shape.engine_tokens:
             self._asked[ENGINE_TOKENS] = self._asked[MOST_TOKENS] = shape.tokens
         self._evaluate(self.address)
-        forward, head, hop, host, gap = self._answer[self._first : self._first + 5].tolist()
-        return StepTimes(forward, host, gap, head, hop)
+        return StepTimes(*self._answer[TIMES])
 
     def last_shape(self) -> BatchShape:
         """Shape of the step asked for last."""

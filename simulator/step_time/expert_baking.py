@@ -66,9 +66,11 @@ def _layer(prices: Prices, shared: list[Call], load: RankLoads) -> tuple[dict[st
     """Seconds in a layer, ``(draws, layers)``, and whether all rests on measurements."""
     found = dict.fromkeys(("exchange", "experts", "straggler"), np.zeros(load.pairs.shape[:2]))
     measured = True
+    sent = any(call.family == "all_to_all" for call in shared)
     for call in shared:
         if call.family == "grouped_gemm":
-            seconds, outside = prices.experts(call, load.pairs, load.active)
+            gathered = 0.0 if sent else float(load.tokens)
+            seconds, outside = prices.experts(call, load.pairs, load.active, gathered)
             part = "experts"
         else:
             seconds, outside = prices.seconds(call, _received(call, load).ravel())

@@ -22,10 +22,14 @@ ONE_LEVEL = 0.02  # pairs that differ by less were measured together
 
 @dataclass(frozen=True, slots=True)
 class ExpertPrices:
-    """Seconds over pairs, ascending, and at each number of pairs over active experts."""
+    """Seconds over pairs, ascending, and at each number of pairs over active experts.
+
+    ``ranks`` is the number of expert-parallel ranks that the kernels were measured for.
+    """
 
     pairs: Floats
     levels: tuple[tuple[Floats, Floats], ...]  # active experts, ascending, and seconds
+    ranks: int = 1
 
     def at(self, pairs: Floats, active: Floats) -> tuple[Floats, Flags]:
         """Seconds of each load, and which lie outside what was measured.
@@ -81,10 +85,27 @@ def expert_prices(kernels: pa.Table, call: Call) -> ExpertPrices | None:
     if "active_experts" in frame:
         given = frame["active_experts"].to_numpy(float)
         active = np.where(np.isnan(given), expected, given)
-    return _surface(pairs, active, frame["duration_s"].to_numpy(float))
+    return _surface(pairs, active, frame["duration_s"].to_numpy(float), int(ep.iloc[0]))
 
 
-def _surface(pairs: Floats, active: Floats, seconds: Floats) -> ExpertPrices | None:
+def passed_over(call: Call, pairs: Floats, tokens: float, measured_ranks: int) -> Floats:
+    """Bytes moved for pairs of other ranks' experts, beyond those in a kernel's measured time.
+
+    Where every rank has the tokens of all (all-gather), vLLM's Triton kernels write zeros for a
+    pair whose expert is elsewhere, and the activation and the sum over a token's experts read
+    them (``fused_moe.py: write_zeros_to_output``): 10 bytes an intermediate element and 4 a
+    hidden one. Memory alone is a lower bound: such a pair takes 16 and 63 ns on H200 where this
+    says 9 and 21, 19 and 70 on H100 where it says 13 and 31 (aiconfigurator's bfloat16 tables of
+    vLLM 0.24, hidden 6144 and 5120, inter 2048 and 8192, EP 1 or 2 against 16 to 128 ranks at
+    equal local shape).
+    """
+    elsewhere = np.maximum(tokens * call.shape["top_k"] - pairs * measured_ranks, 0.0)
+    inter = call.shape["inter"] / call.shape["tp"]
+    moved: Floats = elsewhere * (10 * inter + 4 * call.shape["hidden"])
+    return moved
+
+
+def _surface(pairs: Floats, active: Floats, seconds: Floats, ranks: int) -> ExpertPrices | None:
     order = np.lexsort((active, pairs))
     pairs, active, seconds = pairs[order], active[order], seconds[order]
     ends = np.flatnonzero(np.diff(np.log(pairs)) > ONE_LEVEL) + 1
@@ -94,4 +115,4 @@ def _surface(pairs: Floats, active: Floats, seconds: Floats) -> ExpertPrices | N
         means = [float(seconds[part][active[part] == e].mean()) for e in experts]
         levels.append((experts, np.array(means)))
         at.append(float(pairs[part].mean()))
-    return ExpertPrices(np.array(at), tuple(levels)) if len(at) > 1 else None
+    return ExpertPrices(np.array(at), tuple(levels), ranks) if len(at) > 1 else None

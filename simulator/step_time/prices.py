@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from simulator.hardware import Hardware
 from simulator.step_time.expert_loads import expected_active, waking_tokens
-from simulator.step_time.expert_prices import ExpertPrices, expert_prices
+from simulator.step_time.expert_prices import ExpertPrices, expert_prices, passed_over
 from simulator.step_time.kernel_types import SUBSTITUTES, KernelTypes
 from simulator.step_time.layers import COLLECTIVES, Call
 from simulator.step_time.links import link_seconds, nodes_of
@@ -133,19 +133,21 @@ class Prices:
         return shape
 
     def experts(
-        self, call: Call, pairs: Floats, active: Floats
+        self, call: Call, pairs: Floats, active: Floats, gathered: float = 0.0
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Seconds of a grouped GEMM on ranks with such loads, and which were extrapolated.
 
         ``pairs`` and ``active`` (any shape) are a rank's tokens times experts, and its experts
-        with any. Raises ConfigError naming the shape that is missing.
+        with any; ``gathered`` the tokens of all ranks, if each has them all. Raises ConfigError
+        naming the shape that is missing.
         """
         if not self._labelled():
             if self._experts is None:
                 kind = {"operator": call.family, "dtype": self._dtype(call)}
                 self._experts = expert_prices(one_backend(where(self.kernels, kind)), call)
             if self._experts is not None:
-                return self._experts.at(pairs, active)
+                seconds, outside = self._experts.at(pairs, active)
+                return seconds + self._passed_over(call, pairs, gathered, self._experts), outside
         if self._even is None:
             self._even = self._even_curve(call)
         curve, known = self._even
@@ -153,6 +155,17 @@ class Prices:
         even, woken = waking_tokens(call.shape, tokens, active)
         seconds, outside = curve.at(tokens)
         return seconds - (curve.at(even)[0] - curve.at(woken)[0]), outside | (not known)
+
+    def _passed_over(
+        self, call: Call, pairs: Floats, gathered: float, measured: ExpertPrices
+    ) -> Floats:
+        """Seconds for pairs of other ranks' experts; only kernels of 16 bits pass over them."""
+        moved = passed_over(call, pairs, gathered, measured.ranks)
+        if not moved.any() or self._dtype(call) not in ("bfloat16", "float16"):
+            return np.zeros(pairs.shape)
+        self.estimated[f"{call.layer} of other ranks"] = "memory moved"
+        seconds: Floats = moved / streamed_gb_s(self.kernels, self.hardware) / 1e9
+        return seconds
 
     def _even_curve(self, call: Call) -> tuple[Curve, bool]:
         """An even load's seconds over the tokens of all ranks, measured or fitted.

@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 
 from simulator.operators import fit_library
+from simulator.operators.attention import requests_of
 
 pytestmark = pytest.mark.bench
 Floats = npt.NDArray[np.float64]
@@ -79,13 +80,16 @@ def proxy(known: pd.DataFrame, seconds: Floats, asked: pd.DataFrame) -> Floats:
     return np.exp(forest.predict(features(asked)))
 
 
+@pytest.mark.parametrize(("device", "heads"), [("rtx_4090", 32), ("rtx_pro_6000", 32),
+                                               ("rtx_pro_6000", 16)])  # fmt: skip
 def test_unequal_contexts_are_predicted_from_equal_ones(
-    shared: Path, tmp_path: Path, frontier: Callable[..., Result]
+    device: str, heads: int, shared: Path, tmp_path: Path, frontier: Callable[..., Result]
 ) -> None:
     rows = imported(frontier, tmp_path, "rtx-vllm0.19", shared / RTX)
     rows = rows[
-        (rows.operator == "attention_mixed") & (rows.layer == "skew") & (rows.device == "rtx_4090")
-    ].reset_index(drop=True)
+        (rows.operator == "attention_mixed") & (rows.layer == "skew") & (rows.device == device)
+        & (rows.heads == heads) & (rows.kv_heads == heads // 4)
+    ].reset_index(drop=True)  # fmt: skip
     shape = batches(rows)
     equal = (shape.spread < 1e-9).to_numpy()
     ours = fit_library(rows[equal], workers=1).predict(rows[~equal]).seconds
@@ -96,10 +100,60 @@ def test_unequal_contexts_are_predicted_from_equal_ones(
     for name, plain in (("mean context", at_the_mean), ("Vidur's proxy", proxy)):
         other = miss(plain(known, seconds, asked), rows[~equal])
         low, high = interval(other - error, group)
-        print(f"\n{name}: {other.mean():.2%}, from all lengths: {error.mean():.2%}, "
-              f"less by {low:.2%} to {high:.2%}, {len(error)} rows")  # fmt: skip
+        print(f"\n{device}, {heads} heads, {len(error)} rows, {name}: {other.mean():.2%}, "
+              f"from all lengths: {error.mean():.2%}, less by {low:.2%} to {high:.2%}")  # fmt: skip
         assert low > 0
         assert error.mean() <= 0.85 * other.mean()
+
+
+@pytest.mark.parametrize("timing", ["kernel", "with_launch"])
+def test_prefills_of_unequal_lengths_are_predicted_from_equal_ones(
+    timing: str, shared: Path, tmp_path: Path, frontier: Callable[..., Result]
+) -> None:
+    rows = imported(frontier, tmp_path, "frontier", shared / "kernels/h800-a800-frontier")
+    rows = rows[
+        (rows.operator == "attention_prefill") & (rows.device == "a800_sxm")
+        & (rows.timing == timing)
+    ].reset_index(drop=True)  # fmt: skip
+    several = rows["query_lens"].notna().to_numpy()
+    known, asked = rows[~several], rows[several]
+    library = fit_library(known, workers=1)
+    error = miss(library.predict(asked).seconds, asked)
+    equal = asked.assign(
+        query_tokens=[np.mean(q) for q in asked["query_lens"]],
+        context_tokens=[np.mean(c) for c in asked["context_lens"]],
+        query_lens=None, context_lens=None,
+    )  # fmt: skip
+    others = {
+        "mean length": library.predict(equal).seconds,
+        "Vidur's proxy": one_long(known, asked),
+    }
+    for name, predicted in others.items():
+        other = miss(predicted, asked)
+        low, high = interval(other - error, np.arange(len(asked)))
+        print(f"\nA800 {timing}, {name}: {other.mean():.2%}, from all lengths: {error.mean():.2%}, "
+              f"less by {low:.2%} to {high:.2%}, {len(error)} rows")  # fmt: skip
+    assert error.mean() <= 0.85 * miss(others["Vidur's proxy"], asked).mean()
+
+
+def one_long(known: pd.DataFrame, asked: pd.DataFrame) -> Floats:
+    """Vidur's proxy of prefills: a forest over one as long as the root of the summed squares."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    def features(rows: pd.DataFrame) -> Floats:
+        query, context = requests_lengths(rows)
+        found: Floats = np.c_[query, context, rows["heads"], rows["kv_heads"], rows["head_dim"]]
+        return found
+
+    forest = RandomForestRegressor(100, random_state=0)
+    forest.fit(features(known), np.log(known["duration_s"]))
+    return np.exp(forest.predict(features(asked)))
+
+
+def requests_lengths(rows: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Root of the summed squares of the queries, and mean context, of each row."""
+    r = requests_of(rows)
+    return np.sqrt(r.sum(r.query**2)), r.sum(r.context) / r.sum(np.ones_like(r.query))
 
 
 def test_recorded_loads_predict_experts_better_than_even_ones(

@@ -119,6 +119,13 @@ def random_remote_case(seed: int, *, asynchronous: bool) -> Case:
     return Case(seed, config, tuple(arrivals))
 
 
+def random_staged_case(seed: int, *, asynchronous: bool) -> Case:
+    """A world whose engine has pipeline stages, each with a batch: vLLM is synchronous then."""
+    case = random_case(seed, asynchronous=False)
+    stages = random.Random(-1 - seed).choice([2, 3, 4])
+    return replace(case, config=replace(case.config, stage_layers=(1,) * stages))
+
+
 def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
     shared = [tuple(rng.randrange(1000) for _ in range(longest)) for _ in range(2)]
     burst = rng.choice([1, 3, 8])
@@ -144,9 +151,10 @@ def _arrivals(rng: random.Random, requests: int, longest: int) -> list[Arrival]:
 def run(side: Side, case: Case, limit: int = 2000) -> Trace:
     """Drive one scheduler through the world, as vLLM's engine loop does.
 
-    Synchronously, or with the depth-2 queue of ``step_with_batch_queue``. A few worlds have
-    no end (two requests preempt each other for ever, in vLLM too): they stop at ``limit``.
-    What a KV connector reports goes along with the first step that ends when it is due.
+    Synchronously, or with the queue of ``step_with_batch_queue``: two batches, or one for each
+    pipeline stage. A few worlds have no end (two requests preempt each other for ever, in vLLM
+    too): they stop at ``limit``. What a KV connector reports goes along with the first step that
+    ends when it is due.
     """
     trace = Trace()
     pending = deque(case.arrivals)
@@ -169,6 +177,7 @@ def run(side: Side, case: Case, limit: int = 2000) -> Trace:
             trace.steps.append(record)
             queue.appendleft(batch)
             due |= {name: turn + steps[name] for name in side.moving()}
+            trace.seen["three batches in flight"] += len(queue) > 2 and ran
             if len(queue) < depth and (ran or side.has_requests() or due):
                 continue
         moved = [name for name, at in due.items() if at <= turn]

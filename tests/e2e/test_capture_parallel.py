@@ -42,6 +42,7 @@ pytest.importorskip("vllm")
 Answered = tuple[Bundle, list[list[int]]]
 Call = dict[str, Any]
 A_CORE_EACH = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+CORES = len(os.sched_getaffinity(0))  # fewer than engines, workers and a front end: they sleep
 REQUESTS = 30
 LAYERS = 2
 HIDDEN, TOP_K = 512, 2
@@ -232,7 +233,7 @@ def test_tensor_parallel_steps_and_collectives(tensor: Bundle) -> None:
         assert step["start_s"] < mine[0]["start_s"] < mine[-1]["end_s"] < step["end_s"]
     engine = tensor.manifest.deployment["clusters"][0]["engine"]
     assert engine["tensor_parallel_size"] == 2
-    assert "patches" not in tensor.manifest.notes
+    assert tensor.manifest.notes.get("patches", []) == ["frontier_cpu_wait"] * (CORES < 4)
 
 
 def test_expert_parallel_ranks_go_in_lock_step(expert: Bundle) -> None:
@@ -324,6 +325,7 @@ def test_the_bundle_says_how_it_ran(expert: Bundle) -> None:
     assert cluster["engine"].items() >= {
         "data_parallel_size": 2, "enable_expert_parallel": True, "tensor_parallel_size": 1,
     }.items()  # fmt: skip
-    assert expert.manifest.notes["patches"] == ["frontier_cpu_ep"]
+    patches = ["frontier_cpu_ep", *["frontier_cpu_wait"] * (CORES < 5)]
+    assert expert.manifest.notes["patches"] == patches
     assert expert.manifest.deployment["routing"] == {"policy": "vllm_dp"}
     assert (BIN / "vllm").name in expert.manifest.command

@@ -18,6 +18,7 @@ from scheduler_world import (
     Trace,
     random_case,
     random_remote_case,
+    random_staged_case,
     run,
     sharing,
 )  # fmt: skip
@@ -62,6 +63,7 @@ def first_divergence(case: Case, vllm: Trace, ours: Trace) -> str:
     ("draw", "must_be_seen"),
     [
         (random_case, MUST_BE_SEEN),
+        (random_staged_case, (*MUST_BE_SEEN, "three batches in flight")),
         (random_remote_case, (*MUST_BE_SEEN[:3], "abort", *REMOTE_MUST_BE_SEEN)),
     ],
 )
@@ -84,7 +86,7 @@ def test_same_decisions_as_vllm(
         for side in (plain, fast):
             got = run(side, case)
             assert wanted.steps == got.steps, first_divergence(case, wanted, got)
-        seen.update(k for k, n in (theirs.seen | plain.seen).items() if n)
+        seen.update(k for k, n in (theirs.seen | plain.seen | wanted.seen).items() if n)
         steps["all"] += len(wanted.steps)
         assert isinstance(fast.scheduler, FastScheduler)
         if case.config.windows == (None,):  # the fast scheduler has no other
@@ -92,7 +94,7 @@ def test_same_decisions_as_vllm(
             steps["quiet"] += fast.scheduler.quiet_steps
     with capsys.disabled():
         print(
-            f"\n{2 * CASES} cases, half of them asynchronous: {steps['all']} steps equal for the "
+            f"\n{draw.__name__}: {2 * CASES} cases: {steps['all']} steps equal for the "
             f"reference scheduler, {steps['fast']} of them compiled and equal for the fast one, "
             f"which took {steps['quiet'] / steps['fast']:.1%} without a look at their rows; "
             f"cases that saw: {dict(seen)}"

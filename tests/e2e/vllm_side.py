@@ -211,6 +211,7 @@ def _vllm_config(config: SchedulerConfig, directory: str) -> VllmConfig:
         kv_transfer_config=transfer,
     )
     # The CPU platform switches these; the rules under test are those of any platform.
+    vllm_config.parallel_config.pipeline_parallel_size = len(config.stage_layers)
     vllm_config.scheduler_config.async_scheduling = config.async_scheduling
     vllm_config.scheduler_config.enable_chunked_prefill = config.enable_chunked_prefill
     vllm_config.cache_config.block_size = config.block_size

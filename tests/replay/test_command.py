@@ -87,7 +87,7 @@ def test_the_environment_adds_and_takes_nothing_away(tmp_path: Path) -> None:
     assert added == {
         "FRONTIER_SPOOL": str(tmp_path),
         "PYTHONPATH": f"{HOOKS}:/a",
-        "VLLM_PLUGINS": "lora,frontier_capture,frontier_cpu_ep,frontier_cpu_nixl",
+        "VLLM_PLUGINS": "lora,frontier_capture,frontier_cpu_ep,frontier_cpu_nixl,frontier_cpu_wait",
     }
     again = hook_environment(tmp_path, {})
     assert again["FRONTIER_KEY"] != key

@@ -45,6 +45,19 @@ def test_preemption_sample_has_preemptions() -> None:
         assert np.mean(requests["preemptions"].to_numpy() > 0) >= 0.2
 
 
+def test_tensor_parallel_ranks_meet_in_every_collective() -> None:
+    """Twice a layer, for the embedding and for the logits; nobody leaves before all have come."""
+    bundle = read_bundle(sample_runs("dense-tp2")[0])
+    spans = bundle.table("spans").to_pandas().sort_values(["step", "start_s"], kind="stable")
+    layers = 6
+    names = ["all_reduce"] * (2 * layers + 1) + ["all_gather"]
+    ranks = [spans[spans["rank"] == rank] for rank in (0, 1)]
+    for rank in ranks:
+        assert rank["stage"].tolist() == names * len(bundle.table("steps"))
+    begun = np.maximum(*(rank["start_s"].to_numpy() for rank in ranks))
+    assert all((rank["end_s"].to_numpy() > begun).all() for rank in ranks)
+
+
 @pytest.mark.parametrize(("model", "fitted", "target"), [
     ("dense", "low", "high"), ("dense", "high", "low"),
     ("moe", "low", "high"), ("moe", "high", "low"),

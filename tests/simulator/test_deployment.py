@@ -122,6 +122,10 @@ def test_keys_that_are_wrong(content: Any, message: str) -> None:
             ".enable_expert_parallel: 128 experts over 3 ranks do not divide",
         ),
         (
+            deployment(MOE, data_parallel_size=256, enable_expert_parallel=True),
+            ".enable_expert_parallel: 128 experts over 256 ranks: 128 would hold none",
+        ),
+        (
             deployment(
                 MOE, data_parallel_size=2, enable_expert_parallel=True, enable_eplb=True,
                 num_redundant_experts=1,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from worlds import Make, config, halving_step, in_ms, shared_step, simulate
 
 from simulator.fleet import CompiledFleet, PlainFleet
+from simulator.routing.vllm_dp import VllmDP
 
 both = pytest.mark.parametrize("make", [PlainFleet, CompiledFleet])
 HOW = {"replicas": 2, "model": shared_step()}
@@ -90,3 +95,50 @@ def test_halves_hide_the_exchange_if_every_rank_has_enough(
         ),
     )  # fmt: skip
     assert in_ms(found["steps"]["forward_s"]) == [forward_ms] * 2
+
+
+@pytest.mark.parametrize(("by_queue", "chosen"), [(False, [0, 0, 0]), (True, [1, 0, 1])])
+def test_the_front_end_counted_a_waiting_request_four_times_in_0_19(
+    by_queue: bool, chosen: list[int]
+) -> None:
+    """Rank 0 has two waiting, rank 1 four running; every choice adds one that waits."""
+    ranks = [SimpleNamespace(unfinished=0) for _ in range(2)]
+    router = VllmDP(ranks, by_queue=by_queue)
+    router.publish([(2, 0, 0.1), (0, 4, 0.1)])
+    # 0.32: 2 and 4, 3 and 4, 4 and 4; 0.19: 8 and 4, 8 and 8, 12 and 8; the scan begins at rank 0
+    assert [router.choose() for _ in range(3)] == chosen
+
+
+arrivals = st.lists(
+    st.tuples(st.integers(0, 400), st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=12
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrivals, st.integers(2, 4), st.sampled_from([1, 4, 16]), st.booleans())
+def test_nothing_is_lost_and_ranks_step_together(
+    rows: list[tuple[int, int, int]], ranks: int, interval: int, asynchronous: bool
+) -> None:
+    rows = sorted(rows)
+    found = simulate(
+        *((float(ms), prompt, output) for ms, prompt, output in rows), make=CompiledFleet,
+        replicas=ranks, model=shared_step(),
+        settings=config(
+            lock_step_ranks=ranks, dp_sync_interval=interval, async_scheduling=asynchronous
+        ),
+    )  # fmt: skip
+    requests, steps = found["requests"], found["steps"]
+    assert requests["status"] == ["finished"] * len(rows)
+    assert requests["output_tokens"] == [output for *_, output in rows]
+    assert sum(steps["prefill_tokens"]) == sum(prompt for _, prompt, _ in rows)
+    assert sum(steps["decode_tokens"]) == sum(output - 1 for *_, output in rows)
+    emitted = found["step_requests"]["emitted_tokens"]
+    assert sum(emitted) == sum(output for *_, output in rows)
+    by_rank: list[list[tuple[float, float]]] = [[] for _ in range(ranks)]
+    tokens = [a + b for a, b in zip(steps["prefill_tokens"], steps["decode_tokens"], strict=True)]
+    for rank, start, end, count, dummy in zip(
+        steps["replica"], steps["start_s"], steps["end_s"], tokens, steps["dummy"], strict=True
+    ):
+        by_rank[rank].append((start, end))
+        assert dummy == (count == 0)
+    assert all(times == by_rank[0] for times in by_rank)

@@ -165,6 +165,10 @@ def test_a_listed_placement_must_hold_every_expert(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("[[3, 0], [1, 1]]")
     with pytest.raises(ConfigError, match="layer 0: no expert 2"):
         listed.slots(shares, 2, 0)
+    (tmp_path / "p.yaml").write_text("[[0, 1, 2, 3], []]")
+    with pytest.raises(ConfigError, match="a list of experts for each rank, as many on each"):
+        listed.slots(shares, 2, 0)
+    (tmp_path / "p.yaml").write_text("[[3, 0], [1, 1]]")
     with pytest.raises(ConfigError, match="2 ranks in 2 layers, the deployment has 4 in 2"):
         listed.slots(shares, 4, 0)
     with pytest.raises(ConfigError, match="5 experts over 2 ranks do not divide"):

@@ -192,6 +192,30 @@ def test_more_bandwidth_never_slows(
     assert forward(faster, shape) <= forward(step(e), shape)
 
 
+def test_pairs_of_other_ranks_experts_cost_the_zeros_that_are_written_for_them() -> None:
+    """By hand: two ranks have all tokens, each runs half the pairs and passes over the others."""
+    layout = engine(data_parallel_size=2, enable_expert_parallel=True)
+    (gemm,) = (c for c in calls(MODEL, layout) if c.family == "grouped_gemm")
+    tokens = 64
+    pairs, active = np.full(2, tokens * 4 / 2), np.full(2, 16.0)
+
+    def seconds(call: Any, dtype: str, gathered: float) -> float:
+        table = kernels(MODEL, layout)
+        at = table.column_names.index("dtype")
+        table = table.set_column(at, "dtype", pa.array([dtype] * len(table)))
+        prices = Prices(table, DEVICE, KernelTypes(*[dtype] * 4), Unmeasured(table))
+        found, outside = prices.experts(call, pairs, active, gathered)
+        assert not outside.any()
+        return float(found[0])
+
+    own = seconds(gemm, "bfloat16", 0.0)
+    # gate and up written and read, the activation written, the output written and read
+    elements = 2 * 2 * 32 + 32 + 2 * 64
+    moved = tokens * 4 / 2 * 2 * elements / (DEVICE.memory_bandwidth_gb_s * 1e9)
+    assert seconds(gemm, "bfloat16", tokens) == pytest.approx(own + moved)
+    assert seconds(gemm, "fp8", tokens) == own  # kernels that never see them
+
+
 def test_ranks_on_several_nodes_need_a_link_between_them() -> None:
     lonely = DEVICE.model_copy(update={"inter_node": None})
     step(engine(**EP4), hardware=lonely)
@@ -224,6 +248,32 @@ def test_ranks_that_replay_a_graph_run_as_many_tokens_as_the_fullest() -> None:
     assert 0 < local < 1e-6 * 4  # its own attention and sampling only
     eager = replace(small, engine_tokens=3 + largest + 1, most_tokens=largest + 1)
     assert forward(model, eager) < forward(model, replace(eager, tokens=largest + 1))
+
+
+@pytest.mark.parametrize("gb_s", [450.0, 0.05])
+def test_halves_of_a_step_hide_all_but_a_piece_of_the_exchange(gb_s: float) -> None:
+    """By hand: both halves send half the tokens of all; what is shorter hides behind the other."""
+
+    def linked(gb_s: float, latency_us: float) -> Hardware:
+        link = DEVICE.intra_node.model_copy(
+            update={"bandwidth_gb_s": gb_s, "latency_us": latency_us}
+        )  # fmt: skip
+        return DEVICE.model_copy(update={"intra_node": link})
+
+    ranks, tokens, layers = 4, 64, MODEL.layers
+    shape = replace(decode(tokens, ranks), halved=1)
+    free = forward(step(engine(**EP4), hardware=linked(1e9, 0.0)), shape)
+    wide, chosen = 2 * MODEL.hidden, 8 * 4  # activations in 16 bits; four experts and weights
+    sent = sum(
+        ranks * tokens / 2 * size * (ranks - 1) / ranks / (gb_s * 1e9) + 5e-6
+        for size in (wide + chosen, wide)
+    )
+    exchange = layers * 2 * sent
+    assert (exchange > free) == (gb_s < 1)
+    halved = max(free, exchange) + min(free, exchange) / (2 * layers)
+    assert forward(step(engine(**EP4), hardware=linked(gb_s, 5.0)), shape) == pytest.approx(
+        halved, rel=2e-3
+    )
 
 
 def test_pipeline_stages_add_hops_and_nothing_else() -> None:

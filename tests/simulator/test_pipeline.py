@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,20 +165,3 @@ def test_an_unknown_strategy_is_named() -> None:
         ConfigError, match=r"pipeline.policy: unknown 'pingpong'; did you mean 'ping_pong'"
     ):
         create_strategy("pingpong")
-
-
-@pytest.mark.bench
-def test_sixty_layers_of_three_micro_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Under 2 us of CPU a step, the call from Python included."""
-    step = Pipeline(create_strategy("ping_pong"), 60, 3, kinds=[0] * 60 + [1])
-    step.durations[...] = np.random.default_rng(0).integers(1, 10**9, step.durations.shape)
-    step.evaluate()
-    took: list[float] = []
-    for _ in range(20):
-        begun = time.process_time()
-        for _ in range(1000):
-            step.evaluate()
-        took.append((time.process_time() - begun) / 1000)
-    with capsys.disabled():
-        print(f"\n60 layers x 3 micro-batches: {min(took) * 1e6:.2f} us a step")
-    assert min(took) < 2e-6

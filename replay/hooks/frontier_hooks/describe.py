@@ -111,12 +111,13 @@ def _entry(key: str, value: Any, depth: int) -> Any:
 
 
 def _patches(vllm_config: Any) -> list[str]:
-    """Packages that changed how this engine runs."""
+    """Packages that changed how this engine computes or waits."""
     needed = {
         "frontier_cpu_ep": vllm_config.parallel_config.enable_expert_parallel,
         "frontier_cpu_nixl": vllm_config.kv_transfer_config is not None,
     }
-    return [name for name, on in needed.items() if on and f"{name}.patches" in sys.modules]
+    found = [name for name, on in needed.items() if on and f"{name}.patches" in sys.modules]
+    return [*found, *(["frontier_cpu_wait"] if "FRONTIER_CPU_SLEEP" in os.environ else [])]
 
 
 def _version(distribution: str) -> str | None:

@@ -9,7 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from simulator.moe.routing import route
+
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float64] | npt.NDArray[np.int64]
 
 
@@ -39,22 +42,42 @@ class LoadLaw(Protocol):
 class Drift:
     """Popularity that wanders around a mean: log-normal, first-order autoregressive.
 
-    ``spread`` is the standard deviation of its logarithm in a step, ``correlation`` that of
-    one step with the next. The tokens of one prompt resemble each other, those of decodes
-    are of as many requests: the first ``beyond`` tokens of a step follow the mean.
+    ``spread`` is the standard deviation of its logarithm in a step, one for all layers or one
+    each, ``correlation`` that of one step with the next. The tokens of one prompt resemble each
+    other, those of decodes are of as many requests: steps of up to ``beyond`` tokens follow the
+    mean.
     """
 
-    spread: float = 0.0
+    spread: float | tuple[float, ...] = 0.0
     correlation: float = 0.0
     beyond: int = 0
 
     def steps(self, rng: np.random.Generator, popularity: Floats, steps: int) -> Floats:
         """Popularity of each step, ``(steps, layers, experts)``, from the mean."""
-        if self.spread == 0.0:
+        spread = np.reshape(self.spread, (-1, 1))
+        if not spread.any():
             return np.broadcast_to(popularity, (steps, *popularity.shape))
         noise = rng.standard_normal((steps, *popularity.shape))
         fresh = np.sqrt(1.0 - self.correlation**2)
         for i in range(1, steps):
             noise[i] = self.correlation * noise[i - 1] + fresh * noise[i]
-        drifting: Floats = popularity * np.exp(self.spread * noise)
+        drifting: Floats = popularity * np.exp(spread * noise)
         return drifting
+
+
+def routed(
+    rng: np.random.Generator, chance: Floats, sizes: Sequence[int], mean: Floats, drift: Drift
+) -> Iterator[Ints]:
+    """``route`` for each of the ascending ``sizes``, every draw's tokens those before and more.
+
+    Steps of up to ``drift.beyond`` tokens follow the chances ``mean``; those of more begin anew.
+    """
+    counts = np.zeros(chance.shape, np.int64)
+    before = 0
+    for tokens in sizes:
+        if before <= drift.beyond < tokens:
+            counts, before = np.zeros(chance.shape, np.int64), 0
+        here = mean if tokens <= drift.beyond else chance
+        counts = counts + route(rng, here, tokens - before)
+        before = tokens
+        yield counts

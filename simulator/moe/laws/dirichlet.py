@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from simulator.moe.laws.base import Counts, Drift, Layers
-from simulator.moe.routing import chances, routed
+from simulator.moe.laws.base import Counts, Drift, Layers, routed
+from simulator.moe.routing import chances
 
 LEAST = 1e-6  # of the mean popularity
 
@@ -30,4 +30,4 @@ class Dirichlet:
         popularity = np.maximum(shares / shares.mean(axis=1, keepdims=True), LEAST)
         chance = chances(self.drift.steps(rng, popularity, steps), moe.top_k)
         first = np.broadcast_to(chances(popularity, moe.top_k), chance.shape)
-        yield from routed(rng, chance, sizes, (self.drift.beyond, first))
+        yield from routed(rng, chance, sizes, first, self.drift)

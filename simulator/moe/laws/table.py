@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from simulator.moe.laws.base import Counts, Drift, Layers
-from simulator.moe.routing import routed
+from simulator.moe.laws.base import Counts, Drift, Layers, routed
+from simulator.moe.routing import chances, popularity
 from traces.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
@@ -37,9 +37,10 @@ class Table:
             )
         shares = np.broadcast_to(self.shares, (moe.layers, experts))
         shares = np.maximum(shares, LEAST / experts)
-        chance = bounded(self.drift.steps(rng, shares, steps), moe.top_k)
-        first = np.broadcast_to(bounded(shares, moe.top_k), chance.shape)
-        yield from routed(rng, chance, sizes, (self.drift.beyond, first))
+        mean = bounded(shares, moe.top_k)
+        chance = chances(self.drift.steps(rng, popularity(mean), steps), moe.top_k)
+        first = np.broadcast_to(mean, chance.shape)
+        yield from routed(rng, chance, sizes, first, self.drift)
 
 
 def bounded(shares: Floats, top_k: int) -> Floats:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from simulator.moe.laws.base import Counts, Drift, Layers
-from simulator.moe.routing import chances, routed
+from simulator.moe.laws.base import Counts, Drift, Layers, routed
+from simulator.moe.routing import chances
 
 
 class Zipf:
@@ -24,4 +24,4 @@ class Zipf:
         popularity = rng.permuted(np.tile(by_rank, (moe.layers, 1)), axis=1)
         chance = chances(self.drift.steps(rng, popularity, steps), moe.top_k)
         first = np.broadcast_to(chances(popularity, moe.top_k), chance.shape)
-        yield from routed(rng, chance, sizes, (self.drift.beyond, first))
+        yield from routed(rng, chance, sizes, first, self.drift)
