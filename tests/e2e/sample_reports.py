@@ -58,6 +58,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "dense": ("dense-high", at_another_load("dense-low", "dense-high")),
     "moe": ("moe-high", at_another_load("moe-low", "moe-high")),
     "dp-ep": ("moe-dp2ep2-high", at_another_load("moe-dp2ep2-low", "moe-dp2ep2-high")),
+    "prefill-decode": ("dense-pd-high", at_another_load("dense-pd-low", "dense-pd-high")),
     "attention-ffn": ("attention-ffn", attention_ffn),
 }
 
