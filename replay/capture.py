@@ -24,8 +24,10 @@ ORPHANS_S = 5.0  # how long what the server left behind may take to end
 _PR_SET_PDEATHSIG = 1
 
 
-def run_capture(command: Sequence[str], out: Path) -> Bundle:
+def run_capture(command: Sequence[str], out: Path, *, profile_kernels: bool = False) -> Bundle:
     """Run ``command`` (``vllm serve ...``) to its end and return what it did as a bundle.
+
+    ``profile_kernels`` also times the operators of some passes, which slows these down.
 
     Output passes through. SIGINT and SIGTERM are handed to the server, which stops in good
     order; a second one kills it. Raises CaptureError if the server ends by itself (vLLM's
@@ -36,7 +38,8 @@ def run_capture(command: Sequence[str], out: Path) -> Bundle:
     spool = out / SPOOL
     stopped_by: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, **hook_environment(spool.absolute(), os.environ)}
+        added = hook_environment(spool.absolute(), os.environ, profile_kernels=profile_kernels)
+        environment = {**os.environ, **added}
         extra = name_vllm(hooked, Path(scratch), environment)
         environment["PYTHONPATH"] += os.pathsep + str(extra)
         claim_directory(out)

@@ -57,7 +57,9 @@ def hooked_command(command: Sequence[str]) -> list[str]:
     return [*command, *hook_arguments()]
 
 
-def hook_environment(spool: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def hook_environment(
+    spool: Path, environment: Mapping[str, str], *, profile_kernels: bool = False
+) -> dict[str, str]:
     """The variables to add to ``environment`` so that a server records into ``spool``.
 
     A key of prefix hashes in ``environment`` is kept: engines of one capture share it.
@@ -67,6 +69,8 @@ def hook_environment(spool: Path, environment: Mapping[str, str]) -> dict[str, s
         "FRONTIER_KEY": environment.get("FRONTIER_KEY") or secrets.token_hex(16),
         "PYTHONPATH": _prepended(HOOKS, environment),
     }
+    if profile_kernels:
+        added["FRONTIER_PROFILE_KERNELS"] = "1"
     if "VLLM_PLUGINS" in environment:  # an allow-list: those not on it are not loaded
         added["VLLM_PLUGINS"] = f"{environment['VLLM_PLUGINS']},{PLUGINS}"
     return added
@@ -155,9 +159,9 @@ def _prepended(path: Path, environment: Mapping[str, str]) -> str:
     return os.pathsep.join([str(path), *filter(None, [environment.get("PYTHONPATH")])])
 
 
-def hook_instructions(out: Path) -> str:
+def hook_instructions(out: Path, *, profile_kernels: bool = False) -> str:
     """What to set for a server that is started elsewhere, as lines for a shell."""
-    added = hook_environment((out / "spool").absolute(), {})
+    added = hook_environment((out / "spool").absolute(), {}, profile_kernels=profile_kernels)
     return "\n".join(
         [
             "# Environment of the server. In a container or on another host, copy the folder in",
@@ -165,6 +169,7 @@ def hook_instructions(out: Path) -> str:
             f'export PYTHONPATH="{added["PYTHONPATH"]}${{PYTHONPATH:+:$PYTHONPATH}}"',
             f'export FRONTIER_SPOOL="{added["FRONTIER_SPOOL"]}"',
             f'export FRONTIER_KEY="{added["FRONTIER_KEY"]}"',
+            *["export FRONTIER_PROFILE_KERNELS=1"] * profile_kernels,
             "# Arguments of vllm serve:",
             shlex.join(hook_arguments()),
             "# When it has stopped, bring what it wrote back as",

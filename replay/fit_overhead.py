@@ -26,11 +26,12 @@ from simulator.step_time.tables import OperatorStepTime
 from traces.bundle import Bundle, bundle_hash, claim_directory, read_bundle
 from traces.errors import ConfigError, TraceError
 from traces.load import load_workload
-from traces.metrics import request_metrics
+from traces.metrics import column, request_metrics
 
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
+CONSTANTS = ("step_s", "frontend_s")
 ROUNDS = 6
 CLOSE = 1e-3  # of the mean measured
 BLOCK, RESAMPLES = 50, 1000  # requests that follow each other share the engine's state
@@ -45,20 +46,30 @@ class Missing:
 
 
 def fit_overhead(
-    paths: Sequence[Path], profile: Path, deployment: Path | None, out: Path, progress: Say
+    paths: Sequence[Path],
+    profile: Path,
+    deployment: Path | None,
+    out: Path,
+    progress: Say,
+    *,
+    first: int | None = None,
+    constants: Sequence[str] = CONSTANTS,
 ) -> Overhead:
     """Fit, and write ``out``: the profile's kernels and models with ``overhead.yaml``.
 
-    Raises ConfigError or TraceError for captures that cannot be replayed on the profile.
+    Whole captures are replayed; ``first`` holds only so many of their requests, by arrival, to
+    what was measured. Constants that are not named stay 0. Raises ConfigError or TraceError for
+    captures that cannot be replayed on the profile.
     """
     if not (profile / KERNELS).is_file():
         raise ConfigError(f"--operators {profile}: no {KERNELS} there")
     bundles = [read_bundle(path) for path in paths]
     plans = [make_plan(deployment or path, operators=profile) for path in paths]
     step_s, frontend_s, seen = 0.0, 0.0, []
+    free, below = set(constants), dict.fromkeys(CONSTANTS, 0.0)
     for number in range(1, ROUNDS + 1):
         found = [
-            _missing(b, path, plan, step_s, frontend_s, progress)
+            _missing(b, path, plan, step_s, frontend_s, first, progress)
             for b, path, plan in zip(bundles, paths, plans, strict=True)
         ]
         tpot, ttft = (
@@ -70,33 +81,52 @@ def fit_overhead(
             f"{gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT missing"
         )
         seen.append((step_s, gap))
-        if max(abs(gap) / _mean(bundles, "tpot"), abs(late) / _mean(bundles, "ttft")) < CLOSE:
+        moves = {
+            "step_s": (step_s, gap * _pace(seen), abs(gap) / _mean(bundles, "tpot")),
+            "frontend_s": (frontend_s, late, abs(late) / _mean(bundles, "ttft")),
+        }
+        if all(moves[name][2] < CLOSE for name in free):
             break
-        step_s += gap * _pace(seen)
-        frontend_s += late
+        for name in sorted(free):
+            value, move, _ = moves[name]
+            if value + move < 0:  # the other constant is to fit what is left with this one at 0
+                below[name] = value + move
+                free.remove(name)
+        step_s = _moved(moves["step_s"], "step_s" in free, below["step_s"])
+        frontend_s = _moved(moves["frontend_s"], "frontend_s" in free, below["frontend_s"])
     overhead = Overhead(
         plans[0].engine_version,
         plans[0].only.cluster.hardware,
-        max(step_s, 0.0),
-        max(frontend_s, 0.0),
+        step_s,
+        frontend_s,
         {
             name: [value + float(q) for q in _interval(gaps)]
             for name, value, gaps in (("step_s", step_s, tpot), ("frontend_s", frontend_s, ttft))
+            if name in constants
         },
         [{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         [
             f"{name}: the captures are faster than their kernels by {-value * 1e3:.3f} ms; "
             "0 is kept"
-            for name, value in (("a step", step_s), ("a request's start", frontend_s))
+            for name, value in (("a step", below["step_s"]),
+                                ("a request's start", below["frontend_s"]))
             if value < 0
         ],
-    )
+    )  # fmt: skip
     claim_directory(out)
     for file in profile.iterdir():
         if file.is_file() and file.name != OVERHEAD:
             shutil.copyfile(file, out / file.name)
     save_overhead(overhead, out)
     return overhead
+
+
+def _moved(move: tuple[float, float, float], free: bool, below: float) -> float:
+    """Where a constant goes: moved, back to 0 for good, or where it is."""
+    value, step, _ = move
+    if free:
+        return value + step
+    return 0.0 if below < 0 else value
 
 
 def _pace(seen: Sequence[tuple[float, float]]) -> float:
@@ -108,8 +138,9 @@ def _pace(seen: Sequence[tuple[float, float]]) -> float:
 
 
 def _missing(
-    bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, progress: Say
-) -> Missing:
+    bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, first: int | None,
+    progress: Say,
+) -> Missing:  # fmt: skip
     model, note = load_step_time(plan, progress=progress)
     assert isinstance(model, OperatorStepTime)
     model = model.with_overhead(step_s, frontend_s)
@@ -120,10 +151,12 @@ def _missing(
         simulated.requests.column("request_id").combine_chunks(),
     )
     known = np.asarray(index.is_valid())
+    if first is not None:
+        known[np.argsort(column(bundle.requests, "arrival_s"), kind="stable")[first:]] = False
     if not known.any():
         raise TraceError(f"{path}: none of its requests was replayed")
     measured, other = request_metrics(bundle), request_metrics(simulated)
-    at = index.filter(pa.array(known)).to_numpy()
+    at = index.filter(pa.array(known)).to_numpy(zero_copy_only=False)
     return Missing(*(measured[name][known] - other[name][at] for name in ("tpot", "ttft")))
 
 
@@ -148,6 +181,8 @@ def overhead_table(overhead: Overhead) -> str:
     lines = [f"vllm {overhead.engine_version} on {overhead.hardware}, fitted on "
              + ", ".join(f["name"] for f in overhead.fitted_on)]  # fmt: skip
     for name, what in (("step_s", "added to a step"), ("frontend_s", "before a request queues")):
+        if name not in overhead.intervals:
+            continue
         low, high = overhead.intervals[name]
         lines.append(
             f"  {what:<24} {getattr(overhead, name) * 1e3:9.4f} ms  [{low * 1e3:.4f}, "

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from replay.kernel_rates import Rates, rates
+from simulator.hardware import load_hardware
 from traces.bundle import content_hash
 from traces.check import table_faults
 from traces.digest import text_digest
@@ -25,6 +26,7 @@ from traces.errors import ConfigError, TraceError
 from traces.kernels import source_named
 from traces.kernels.aiconfigurator import AIConfigurator
 from traces.kernels.base import Reading, Selection, joined
+from traces.kernels.bundle import BundleKernels
 from traces.schema import KERNELS
 
 NOTES = "kernels.yaml"
@@ -58,6 +60,9 @@ def import_kernels(
         raise ConfigError(f"{source} has one engine version: --engine and --version choose nothing")
     progress(f"reading {source} from {path}")
     reading = source_named(source).read(path, selection)
+    reading.table = _by_sheet(reading.table)
+    if source == BundleKernels.name and selection.gpu is not None:
+        reading.table = reading.table.filter(pc.equal(reading.table["device"], selection.gpu))
     if not len(reading.table):
         raise TraceError(f"{path}: no row for {selection.gpu or 'this selection'}")
     _check(reading.table, str(path))
@@ -73,6 +78,25 @@ def import_kernels(
     pq.write_table(rows, file, compression="zstd")
     _write_notes(out, [*earlier, entry], rows)
     return "\n".join([kernel_table(kept, found.only(~beyond)), *_warnings(entry)])
+
+
+def _by_sheet(table: pa.Table) -> pa.Table:
+    """Devices under their sheets' names: a capture names its GPU as the driver does."""
+    if "device" not in table.column_names:
+        return table
+    at, column = table.column_names.index("device"), table.column("device")
+    named = {name: _sheet(name) for name in column.unique().drop_null().to_pylist()}
+    if all(name == sheet for name, sheet in named.items()):
+        return table
+    devices = [named.get(name) for name in column.to_pylist()]
+    return table.set_column(at, "device", pa.array(devices, pa.string()))
+
+
+def _sheet(device: str) -> str:
+    try:
+        return load_hardware(device).name
+    except ConfigError:
+        return device
 
 
 def _check(table: pa.Table, where: str) -> None:

@@ -15,6 +15,11 @@ from replay.verbs.common import ANY_PATH, DIRECTORY, say
 @click.option("--cluster", help="Only this cluster's engines, where there are several.")
 @click.option("--operators", type=DIRECTORY, help="Profile of kernels: fit what they do not tell.")
 @click.option("--deployment", "-D", type=ANY_PATH, help="With --operators, if BUNDLES have none.")
+@click.option("--first", type=click.IntRange(1),
+              help="With --operators: on the first N requests of each bundle only.")  # fmt: skip
+@click.option("--constant", "constants", multiple=True,
+              type=click.Choice(["step_s", "frontend_s"]), default=["step_s", "frontend_s"],
+              help="With --operators: this constant, the other stays 0.")  # fmt: skip
 @click.option(
     "--uncalibrated",
     is_flag=True,
@@ -26,13 +31,17 @@ def fit(
     cluster: str | None,
     operators: Path | None,
     deployment: Path | None,
+    first: int | None,
+    constants: tuple[str, ...],
     uncalibrated: bool,
 ) -> None:
     """Fit a profile from captured BUNDLES of one engine: its steps, or what kernels leave open."""
     if operators is not None:
         from replay.fit_overhead import fit_overhead, overhead_table
 
-        click.echo(overhead_table(fit_overhead(bundles, operators, deployment, out, say)))
+        found = fit_overhead(bundles, operators, deployment, out, say,
+                             first=first, constants=constants)  # fmt: skip
+        click.echo(overhead_table(found))
         return
     from replay.plan import sheet_profile_of
     from simulator.moe.fit import describe, fit_bundles, write_fitted

@@ -18,6 +18,7 @@ from simulator.operators import Prediction
 from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.kernel_types import KernelTypes
 from simulator.step_time.layers import AttentionCall
+from simulator.step_time.prices import SUPPLY
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
 
@@ -83,6 +84,6 @@ def _ask(
     if found is None:
         raise ConfigError(
             f"operators: no {name} kernel in {types.of(name)} with a cache in {types.cache}; "
-            "measure some, or import a table that has them (frontier import-kernels)"
+            + SUPPLY
         )
     return found

@@ -96,6 +96,8 @@ def _summed(
     for call in calls(model, engine):
         if call.rows == rows and call.layer not in inside:
             seconds, outside = prices.seconds(call, sizes)
+            if prices.hardware.kind == "gpu":
+                seconds = np.where(sizes <= call.beside, 0.0, seconds)
             sums[call.family in COLLECTIVES][1:] += call.count * seconds
             known &= ~outside
     most = int(sizes[known][-1]) if known.any() else 0

@@ -27,7 +27,7 @@ KERNELS = "kernels.parquet"
 FORMAT = 5  # of the baked tables: a change of what baking does changes their digest
 BAKED_FOR = (
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
-    "enable_expert_parallel", "all2all_backend", "num_redundant_experts", "dtype",
+    "enable_expert_parallel", "enable_eplb", "all2all_backend", "num_redundant_experts", "dtype",
     "kv_cache_dtype", "quantization", "moe_backend", "max_model_len",
     "max_num_batched_tokens", "max_num_seqs", "enforce_eager",
     "cudagraph_capture_sizes",

@@ -52,7 +52,8 @@ class Call:
     ``family`` and the keys of ``shape`` are those of the ``kernels`` table. ``rows`` says what
     its size grows with: the tokens of the step, the rows that sample, or the tokens of all
     ranks that step together. For collectives ``shape`` holds ``bytes`` per row, and ``span``
-    is how many consecutive devices their ranks spread over.
+    is how many consecutive devices their ranks spread over. With up to ``beside`` tokens a GPU
+    runs it on a second stream, beside what takes longer.
     """
 
     family: str
@@ -61,6 +62,7 @@ class Call:
     shape: dict[str, int] = field(default_factory=dict)
     count: int = 1
     span: int = 0
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,20 @@ def _mlp_blocks(model: ModelSpec, engine: Engine) -> Iterator[Call]:
         yield Call("router", "gate", TOKENS, experts, layers)
         yield from _experts(model, moe, engine)
         if moe.shared_inter:
-            yield from _gated_mlp(model.hidden, moe.shared_inter // tp, layers)
+            shared = _gated_mlp(model.hidden, moe.shared_inter // tp, layers)
+            yield from (replace(call, beside=_shared_beside(engine)) for call in shared)
+
+
+def _shared_beside(engine: Engine) -> int:
+    """Tokens up to which shared experts run beside the routed ones.
+
+    vLLM's ``fused_moe/runner/shared_experts.py`` and VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD.
+    """
+    backend = engine.all2all_backend
+    alone = backend == "flashinfer_nvlink_two_sided" or (
+        engine.enable_eplb and backend not in (AGRS, "deepep_v2", "flashinfer_nvlink_one_sided")
+    )
+    return 0 if alone else 256
 
 
 def _experts(model: ModelSpec, moe: MoESpec, engine: Engine) -> Iterator[Call]:

@@ -37,6 +37,10 @@ MOVED = {"layernorm": 8, "final_layernorm": 8, "act_fn": 6, "sampler": 18}
 KERNEL_FLOOR_S = 2e-6
 SIZE = {"linear": "m"}  # the column a curve runs over, else ``tokens``
 SMALL = ("elementwise", "router", "sampling")
+SUPPLY = (
+    "measure it (frontier capture --profile-kernels), or import a table that has it "
+    "(frontier import-kernels)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,16 @@ class Curve:
 class Prices:
     """Kernels of one device and engine version, of the types that a deployment runs in.
 
-    ``estimated`` collects the layers that were not measured, with what they were priced by.
+    ``estimated`` collects the layers that were not measured, with what they were priced by;
+    ``with_launch`` names operators that were timed only with their launch, which never mixes
+    with kernel times.
     """
 
     kernels: pa.Table
     hardware: Hardware
     types: KernelTypes
     unmeasured: Unmeasured
+    with_launch: frozenset[str] = frozenset()
     estimated: dict[str, str] = field(default_factory=dict)
     _experts: ExpertPrices | None = None
     _even: tuple[Curve, bool] | None = None
@@ -199,10 +206,10 @@ class Prices:
 
     def _missing(self, call: Call) -> str:
         shape = ", ".join(f"{k} {v}" for k, v in call.shape.items())
+        other = " (it has times with launch, which do not mix with kernel times)"
         return (
             f"operators: no {call.family} kernel for {call.layer} ({shape}) on "
-            f"{self.hardware.name}; measure it, or import a table that has it "
-            "(frontier import-kernels)"
+            f"{self.hardware.name}{other * (call.family in self.with_launch)}; {SUPPLY}"
         )
 
 

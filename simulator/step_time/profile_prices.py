@@ -14,7 +14,7 @@ from simulator.model import ModelSpec
 from simulator.operators import Library, kept_library, save_library
 from simulator.step_time.kernel_types import kernel_types
 from simulator.step_time.prices import Prices
-from simulator.step_time.select_kernels import select_kernels
+from simulator.step_time.select_kernels import only_with_launch, select_kernels
 from simulator.step_time.unmeasured import Unmeasured
 from traces.schema import TABLES
 
@@ -42,7 +42,7 @@ def profile_prices(
     kept = len(library.operators)
     unmeasured = Unmeasured(kernels, library, progress)
     yield (
-        Prices(kernels, hardware, types, unmeasured),
+        Prices(kernels, hardware, types, unmeasured, only_with_launch(table, hardware)),
         f"vllm {version} on {hardware.name}, {types.dense}",
     )
     if len(library.operators) > kept:

@@ -86,6 +86,13 @@ def select_kernels(
     return pa.concat_tables([compute, mine.filter(collective)]), version
 
 
+def only_with_launch(kernels: pa.Table, hardware: Hardware) -> frozenset[str]:
+    """Operators of a device of which no kernel time was measured, only times with launch."""
+    mine = where(kernels, {"device": hardware.name})
+    timed = where(mine, {"timing": "kernel"}).column("operator").to_pylist()
+    return frozenset(mine.column("operator").to_pylist()) - {*timed, *COLLECTIVES}
+
+
 def _only_experts_of(name: str, kernels: pa.Table, source: str) -> pa.Table:
     experts = where(kernels, {"operator": "grouped_gemm"})
     known = set(experts.column("backend").to_pylist()) if "backend" in kernels.column_names else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _tables(system: str, to: Path, mask: str | None) -> None:
     files = list(source._files(data, "vllm", "latest"))
     frames, parts = [], []
     for where, file in files:
-        frame = source._own_rows(source._frame(file), system, "vllm", where, source.Counter())
+        frame = source._own_rows(source._frame(file), system, "vllm", where, Counter())
         mapper = MAPPERS.get(Path(str(file)).name.removesuffix("_perf.parquet"))
         columns = mapper(frame)[:1] if mapper else []
         parts += [source._stamped(c, frame, system) for c in columns]
@@ -157,7 +158,7 @@ class _Engine:
 
     def _question(self, row: dict[str, Any]) -> tuple[Any, Callable[[], Any], dict[str, Any]]:
         """What names the operator, how it is built, and how it is asked."""
-        c, o, r = self._common, self._ops, {k: v for k, v in row.items()}
+        c, o, r = self._common, self._ops, row
         gemm, kv, fmha = c.GEMMQuantMode, c.KVCacheQuantMode, c.FMHAQuantMode
         kind, whole = r["operator"], {k: int(r[k]) for k in NUMBERS if k in r and r[k] == r[k]}
         flat: dict[str, Any] = {"is_context": True, "batch_size": 1, "s": 1}

@@ -100,4 +100,5 @@ def test_same_decisions_as_vllm(
             f"cases that saw: {dict(seen)}"
         )
     assert {k: seen[k] for k in must_be_seen if seen[k] < AT_LEAST} == {}
-    assert steps["quiet"] > 0.3 * steps["fast"]
+    if draw is not random_staged_case:  # whose requests leave out steps while in a stage
+        assert steps["quiet"] > 0.3 * steps["fast"]

@@ -102,6 +102,18 @@ def test_a_capture_faster_than_its_kernels_is_warned_of(home: Path, frontier: Fr
     assert found.step_s == 0.0
 
 
+def test_one_constant_from_the_first_requests_alone(home: Path, frontier: Frontier) -> None:
+    fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "fitted",
+                   "--first", 50, "--constant", "frontend_s")  # fmt: skip
+    assert fit.exit_code == 0, fit.output
+    assert "added to a step" not in fit.output
+    found = load_overhead(home / "fitted")
+    assert found is not None
+    assert found.step_s == 0.0
+    assert found.frontend_s > 7e-3  # it makes up for the steps that are too short
+    assert list(found.intervals) == ["frontend_s"]
+
+
 def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Frontier) -> None:
     replay = (
         "replay", home / "work", "-D", home / "d.yaml", "--operators", home / "slow", "--out",
@@ -121,3 +133,43 @@ def test_needs_kernels(home: Path, frontier: Frontier) -> None:
     result = frontier("fit", home / "run", "--operators", home / "run", "--out", home / "y")
     assert result.exit_code == 2
     assert "no kernels.parquet there" in result.output
+
+
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [("linear", "no linear kernel for qkv_proj (n 6144, k 4096) on h100_sxm"),
+     ("attention_decode", "no attention_decode kernel in bfloat16 with a cache in bfloat16")],
+)  # fmt: skip
+def test_a_missing_family_is_named_with_what_supplies_it(
+    home: Path, frontier: Frontier, family: str, named: str
+) -> None:
+    replay = ("replay", home / "work", "-D", home / "d.yaml", "--out", home / "x", "--operators")
+    (home / "less").mkdir()
+    rows = pd.read_parquet(home / "kernels" / "kernels.parquet")
+    rows[rows.operator != family].to_parquet(home / "less" / "kernels.parquet")
+    result = frontier(*replay, home / "less")
+    assert result.exit_code == 2
+    assert named in result.output
+    assert "frontier capture --profile-kernels" in result.output
+    assert "frontier import-kernels" in result.output
+
+
+def test_kernel_times_are_never_mixed_with_times_of_launches(
+    home: Path, frontier: Frontier
+) -> None:
+    replay = ("replay", home / "work", "-D", home / "d.yaml", "--operators")
+    rows = pd.read_parquet(home / "kernels" / "kernels.parquet")
+    gemm = rows.operator == "linear"
+    (home / "only").mkdir()
+    rows.assign(timing=rows.timing.mask(gemm, "with_launch")).to_parquet(
+        home / "only" / "kernels.parquet"
+    )
+    result = frontier(*replay, home / "only", "--out", home / "x")
+    assert result.exit_code == 2
+    assert "it has times with launch, which do not mix with kernel times" in result.output
+    (home / "both").mkdir()
+    slow = rows[gemm].assign(timing="with_launch", duration_s=1.0)
+    pd.concat([rows, slow]).to_parquet(home / "both" / "kernels.parquet")
+    assert frontier(*replay, home / "both", "--out", home / "y").exit_code == 0
+    own, other = (read_bundle(home / name).requests.column("finished_s") for name in ("warm", "y"))
+    assert own == other

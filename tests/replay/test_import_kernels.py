@@ -200,6 +200,13 @@ def test_a_bundle_without_kernels_says_how_to_get_them(tmp_path: Path) -> None:
     assert "capture --profile-kernels" in result.output
 
 
+def test_a_captured_gpu_gets_its_sheet_s_name(tmp_path: Path) -> None:
+    source = bundle(tmp_path / "b", gemm(1024, 0.5, device="NVIDIA H200"), gemm(1024, 0.5))
+    assert run("bundle", source, "--gpu", "h200_sxm", "--out", tmp_path / "p").exit_code == 0
+    rows = pq.read_table(tmp_path / "p" / "kernels.parquet")
+    assert rows.column("device").to_pylist() == ["h200_sxm"]
+
+
 def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     source = bundle(
         tmp_path / "b",

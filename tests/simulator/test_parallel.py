@@ -310,3 +310,21 @@ def test_drawn_loads_are_the_same_in_both_engines() -> None:
     plain, compiled = run_lock_step(PlainFleet), run_lock_step(CompiledFleet)
     assert all(plain[name].equals(compiled[name]) for name in plain)
     assert len(set(plain["steps"]["forward_s"].to_pylist())) > 50
+
+
+def test_shared_experts_run_beside_the_routed_ones_in_small_batches() -> None:
+    """vLLM's second stream: up to 256 tokens they take no time of their own, on a GPU."""
+    assert MODEL.moe is not None
+    shared = replace(MODEL, moe=replace(MODEL.moe, shared_inter=48))
+    large = {"max_num_batched_tokens": 512}
+    model, plain = (step(engine(**large), model=m) for m in (shared, MODEL))
+
+    def gap(tokens: int) -> float:
+        return forward(model, decode(tokens)) - forward(plain, decode(tokens))
+
+    assert gap(1) == gap(256) == 0
+    alone = MODEL.moe_layers * 2 * (1e-6 + 1e-8 * 257)  # gate_up and down
+    assert gap(257) > alone
+    eplb = engine(**large, enable_eplb=True, all2all_backend="deepep_low_latency")
+    assert {c.beside for c in calls(shared, engine())} == {0, 256}
+    assert {c.beside for c in calls(shared, eplb)} == {0}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from traces.bundle import MANIFEST, read_bundle
 from traces.errors import TraceError
 from traces.kernels.base import Reading, Selection
@@ -19,10 +17,8 @@ class BundleKernels:
     licence = "that of the bundle"
 
     def read(self, path: Path, wanted: Selection) -> Reading:
+        """All devices: a capture names them as drivers do, and so cannot choose by sheet."""
         bundle = read_bundle(path, eager=False)
         if KERNELS.name not in bundle:
             raise TraceError(f"{path}: no {KERNELS.file} in the bundle (capture --profile-kernels)")
-        table = bundle.table(KERNELS.name)
-        if wanted.gpu is not None:
-            table = table.filter(pc.equal(table.column("device"), wanted.gpu))
-        return Reading(table, [path / MANIFEST, path / KERNELS.file])
+        return Reading(bundle.table(KERNELS.name), [path / MANIFEST, path / KERNELS.file])

@@ -17,6 +17,7 @@ from traces.check import table_faults
 from traces.errors import TraceError
 from traces.schema import TABLES
 from traces.spool.ids import external_ids
+from traces.spool.kernels import kernels_table
 from traces.spool.manifest import spool_manifest
 from traces.spool.replica import read_replica
 from traces.spool.streams import Spool
@@ -38,6 +39,9 @@ def read_spool(path: Path) -> Bundle:
         [r.ids for r in replicas], random_suffix=bool(engines[0]["random_ids"])
     )
     tables, zero_s = spool_tables(spool, replicas, names)
+    kernels, profiled = kernels_table(spool, engines, replicas)
+    if len(kernels):
+        tables["kernels"] = kernels
     faults = [
         fault
         for name, data in tables.items()
@@ -46,6 +50,8 @@ def read_spool(path: Path) -> Bundle:
     if faults:
         raise TraceError(faults)
     manifest = spool_manifest(spool, engines, replicas, zero_s)
+    if profiled:
+        manifest.notes["kernels"] = profiled
     if duplicates:
         manifest.notes["spool"]["request ids seen more than once"] = duplicates
     return Bundle(path, manifest, tables)

@@ -76,13 +76,14 @@ class Spool:
 
     def objects(self, stream: str) -> list[dict[str, Any]]:
         """Rows of a stream with one row a file (engine, model); raises TraceError."""
-        found = []
-        for name in self.names(stream):
-            try:
-                found += [json.loads(line) for line in self._complete(name).splitlines()]
-            except ValueError as error:
-                raise TraceError(f"{self.path / name}.jsonl: not a row: {error}") from None
-        return found
+        return [row for name in self.names(stream) for row in self.lines(name)]
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The complete rows of one file as they are; raises TraceError."""
+        try:
+            return [json.loads(line) for line in self._complete(name).splitlines()]
+        except ValueError as error:
+            raise TraceError(f"{self.path / name}.jsonl: not a row: {error}") from None
 
     def rows(self, name: str) -> pa.Table:
         """The complete rows of one file in the order written; empty if it does not exist.

@@ -2,8 +2,8 @@
 
 As shipped, vLLM's NixlConnector (0.32.0) binds its thread to the last core of each memory node;
 in an engine of one process that thread runs the model, so that all engines of a host share one
-core. And NIXL's progress thread (1.5.1), which inherits the binding, polls without a pause:
-prefills took 5 s instead of 0.1 s. This ``vllm.general_plugins`` entry point leaves threads
+core. And NIXL's progress thread (1.5.1), which inherits the binding, polls without a pause: it
+doubled the time of a prefill. This ``vllm.general_plugins`` entry point leaves threads
 where the kernel puts them, and has the progress thread sleep until UCX has an event for it. It
 changes nothing on another platform.
 """

@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 
 from frontier_hooks.describe import replica_of
 from frontier_hooks.forward import ForwardRecorder
+from frontier_hooks.kernels import KernelProfiler, wanted
 from frontier_hooks.recorder import STEP_ATTRIBUTE
 from frontier_hooks.spool import spool_directory
 from frontier_hooks.transfers import record_transfers
@@ -31,6 +32,7 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
         vllm_config.observability_config.cudagraph_metrics = True
         super().__init__(vllm_config, *args, **kwargs)
         self.frontier: ForwardRecorder | None = None
+        self.frontier_kernels: KernelProfiler | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)
@@ -39,6 +41,10 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
             self.vllm_config, self.model_runner.get_model(), self.device,
         )  # fmt: skip
         self.frontier = recorder if recorder.needed else None
+        if wanted() and self.rank == 0:
+            self.frontier_kernels = KernelProfiler(
+                spool_directory(), replica_of(self.vllm_config), self.model_runner, self.device
+            )
         return loaded
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,19 +56,27 @@ class CaptureWorker(_Worker):  # type: ignore[misc]
         step = getattr(scheduler_output, STEP_ATTRIBUTE, None)
         if self.frontier is None or step is None:  # nothing to run, or another rank's to tell
             return super().execute_model(scheduler_output)
+        if self.frontier_kernels is not None:
+            self.frontier_kernels.begin(step, scheduler_output.num_scheduled_tokens)
         self.frontier.begin(step)
         output = super().execute_model(scheduler_output)
         if output is None:
             self.frontier.pause()  # sample_tokens is still to come
         else:
-            self.frontier.end()
+            self._frontier_end()
         return output
+
+    def _frontier_end(self) -> None:
+        if self.frontier is not None:
+            self.frontier.end()
+        if self.frontier_kernels is not None:
+            self.frontier_kernels.end()
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         if self.frontier is None or not self.frontier.resume():
             return super().sample_tokens(grammar_output)
         output = super().sample_tokens(grammar_output)
-        self.frontier.end()
+        self._frontier_end()
         return output
 
     def execute_dummy_batch(self) -> None:
