@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
 .PHONY: help demo test lint bench bench-capture gate long-test faults wheel-test vllm-test
-.PHONY: af-testbed samples clean
+.PHONY: af-testbed samples pictures calibration clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -70,6 +70,13 @@ af-testbed: $(VENV)/.ready $(VLLM_VENV)/.ready ## attention and FFN in processes
 	$(VLLM_BIN)/python -m replay.af_testbed --out out/af-testbed/wire --bandwidth-gb-s 0.1 --latency-us 200
 	$(BIN)/frontier pipeline out/af-testbed/plain
 	$(BIN)/frontier pipeline out/af-testbed/wire
+
+pictures: $(VENV)/.ready ## the README's pictures of reports; wants a Chromium
+	$(BIN)/python tests/e2e/sample_reports.py reports/pictures
+
+# CALIBRATION="--data DIR --kernels PROFILE" adds the H100
+calibration: $(VENV)/.ready ## errors at a load that was not fitted, before and after the fit
+	$(BIN)/python tests/benchmarks/calibration.py $(CALIBRATION)
 
 samples: $(VENV)/.ready $(VLLM_VENV)/.ready ## capture the shipped bundles anew: half an hour, alone on the machine
 	$(BIN)/python traces/samples/make_samples.py

@@ -22,6 +22,8 @@ TITLES = {
     "settings": "Settings",
     "host_overhead": "Host overhead",
     "operators": "Operators",
+    "expert_loads": "Expert loads",
+    "links": "Links",
     "rest": "Rest",
     "simulated": "Simulated",
 }

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from simulator.clock import NEVER
 from simulator.replica import Rank
+from simulator.scheduling.config import SchedulerConfig
 from simulator.scheduling.reference import Batch
 from simulator.scheduling.request import Request
 from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes, draw_of, shape_of
@@ -80,7 +81,7 @@ class LockStep:
         ]
         shapes = [shape_of(batch) if batch.tokens else dummy_shape() for batch in batches]
         tokens = [shape.tokens for shape in shapes]
-        halved = self._runs_halves(shapes)
+        halved = runs_halves(self.ranks[0].scheduler.config, shapes)
         found = []
         for shape in shapes:
             shape.engine_tokens, shape.most_tokens = sum(tokens), max(tokens)
@@ -99,20 +100,6 @@ class LockStep:
             self._device_free_ps = end
         for rank, batch in zip(self.ranks, batches, strict=True):
             rank.launch(batch, times, now, end, dummy=not batch.tokens)
-
-    def _runs_halves(self, shapes: Sequence[BatchShape]) -> bool:
-        """Whether all ranks have enough tokens for dual-batch overlap, and for a second half.
-
-        ``v1/worker/dp_utils.py`` and ``ubatch_utils.check_ubatch_thresholds``.
-        """
-        config = self.ranks[0].scheduler.config
-        decode, prefill = config.dbo_decode_token_threshold, config.dbo_prefill_token_threshold
-        tokens = [shape.tokens for shape in shapes]
-        return (
-            decode > 0
-            and all(s.tokens >= (prefill if s.prefill_rows else decode) for s in shapes)
-            and max(tokens) // 2 < min(tokens)
-        )
 
     def _end_step(self, now: int) -> None:
         self.ending = False
@@ -133,6 +120,20 @@ class LockStep:
                 rank.end_oldest(rank.flight[0].end_ps)
         self._stepping, self._wave = False, 0
         self.next_ps = min(rank.inbox_ps(self._host_free_ps) for rank in self.ranks)
+
+
+def runs_halves(config: SchedulerConfig, shapes: Sequence[BatchShape]) -> bool:
+    """Whether all ranks have enough tokens for dual-batch overlap, and for a second half.
+
+    ``v1/worker/dp_utils.py`` and ``ubatch_utils.check_ubatch_thresholds``.
+    """
+    decode, prefill = config.dbo_decode_token_threshold, config.dbo_prefill_token_threshold
+    tokens = [shape.tokens for shape in shapes]
+    return (
+        decode > 0
+        and all(s.tokens >= (prefill if s.prefill_rows else decode) for s in shapes)
+        and max(tokens) // 2 < min(tokens)
+    )
 
 
 def dummy_shape() -> BatchShape:

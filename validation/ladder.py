@@ -13,7 +13,9 @@ the step from one rung to the next, so that the terms add up to the whole error:
     kv_capacity    KV blocks of the simulated deployment
     settings       its other scheduler settings
     host_overhead  host time and the gap between steps predicted
-    operators      forward time predicted: nothing measured is left
+    operators      forward time predicted, under the measured run's expert loads and links
+    expert_loads   loads and placement of experts of the simulated deployment
+    links          its links between the devices of an engine: nothing measured is left
     rest           the simulated run itself: what this module's plain engine leaves out
 
 A prefill/decode pair begins with scheduling: its recorded batches are not run by themselves.
@@ -51,6 +53,8 @@ TERMS = {
     "settings": "other scheduler settings of the simulated deployment",
     "host_overhead": "host time between forwards predicted",
     "operators": "forward times predicted",
+    "expert_loads": "expert loads of the simulated deployment",
+    "links": "links of the simulated deployment",
     "rest": "the simulated run itself",
 }
 
@@ -74,15 +78,10 @@ def build_ladder(
         mixer = pairs = PairMixer(measured, simulated, simulator)
         runs: Runs = [(name, mix, partial(pairs.run, mix)) for name, mix in pairs.mixes()]
         decide = partial(_pair_schedule, measured, pairs, simulator)
-        sides = [(simulator.simulated[r].model, of) for r, of in pairs.records.items()]
-        models = [model for model, of in sides for _ in of]
-        records = [record for _, of in sides for record in of.values()]
     else:
         mixer = one = Mixer(measured, simulated, simulator, cluster)
         runs = [(name, mix, partial(one.run, mix)) for name, mix in one.mixes()]
         decide = partial(_schedule, measured, one, simulator, cluster)
-        records = list(one.records.values())
-        models = [simulator.model] * len(records)
     rungs: dict[str, Means] = {"measured": means_of(measured, mixer.pairing.measured)}
     last: object = None
     for name, mix, run in runs:
@@ -101,7 +100,10 @@ def build_ladder(
         "terms": [{"name": n, "what": TERMS[n], **m} for n, m in terms.items()],
         "largest": {m: max(terms, key=lambda n: abs(terms[n][m])) for m in LADDER_METRICS},
         "schedule": {**asdict(schedule), "share": schedule.share},
-        "steps": {**step_errors(records, models), "effect": mixer.direct_effect()},
+        "steps": {
+            **step_errors(mixer.predictors()),
+            "effect": mixer.direct_effect(),
+        },
     }
 
 
@@ -147,6 +149,13 @@ def _check(measured: Bundle, simulated: Bundle, simulator: Simulator | PairSimul
             raise TraceError(f"{measured.path}: requests without {stamp}: --ladder needs it")
     if sides and any(side.config.lock_step_ranks > 1 for side in sides.values()):
         raise TraceError(f"{measured.path}: --ladder replays no pair of lock-step ranks")
+    if isinstance(simulator, Simulator):
+        ranks = simulator.measured.lock_step_ranks, simulator.simulated.lock_step_ranks
+        if len({*ranks}) > 1:
+            raise TraceError(
+                f"{simulated.path}: {ranks[1]} ranks step together, in {measured.path} {ranks[0]}: "
+                "--ladder needs as many"
+            )
     used = provenance.profile(simulated)["hash"]
     if simulator.profile != used and None not in (simulator.profile, used):
         raise TraceError(

@@ -20,25 +20,40 @@ from simulator.step_time.base import StepTimeModel
 from traces.bundle import Bundle
 from traces.metrics import Floats, column, request_metrics
 from traces.workload import Workload, bundle_workload
+from validation.mixed_clock import MixedClock
 from validation.pairing import Rows, pair
-from validation.recorded_steps import NO_STEPS, PARTS, MixedClock, RecordedBatches, read_record
+from validation.predicting import Predictor
+from validation.recorded_ranks import give_recorded_stamps, join_ranks
+from validation.recorded_steps import NO_STEPS, PARTS, Record, RecordedBatches, read_record
 from validation.rerun import Decider, Engine
+from validation.rerun_ranks import RanksEngine
 from validation.step_errors import accumulated_error
 
 LADDER_METRICS = ("ttft", "tpot", "e2e")
 
 Means = dict[str, float]
+Inbox = list[tuple[int, Request]]  # picosecond at the queue
 _STAMPS = ("arrival_ps", "first_token_ps", "finished_ps")
 
 
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """What the simulator made of the two deployments, and the operator profile's step times."""
+    """What the simulator made of the two deployments, and the operator profile's step times.
+
+    ``swaps`` are the terms that put a part of the simulated deployment in the place of the
+    measured one's, each with the step times before it does.
+    """
 
     measured: SchedulerConfig
     simulated: SchedulerConfig
     model: StepTimeModel
     profile: str | None = None  # its hash
+    swaps: tuple[tuple[str, StepTimeModel], ...] = ()
+
+    def stages(self) -> list[tuple[str, StepTimeModel]]:
+        """Terms that predict forward times, and what each predicts them with."""
+        names = ["operators", *(name for name, _ in self.swaps)]
+        return list(zip(names, [*(model for _, model in self.swaps), self.model], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,7 @@ class Mix:
     at_ps: tuple[int, ...]  # at the engine's input queue, by row of the demand
     replica: tuple[int, ...]
     config: SchedulerConfig
+    model: StepTimeModel
     predicted: frozenset[str] = frozenset()
     recorded: bool = False  # batches too
 
@@ -69,14 +85,30 @@ class Mixer:
         depth = simulator.measured.max_concurrent_batches
         replicas = pc.unique(measured.table("steps")["replica"]).to_pylist()
         self.records = {r: read_record(measured, cluster, r, depth) for r in sorted(replicas)}
+        self._ranks = simulator.measured.lock_step_ranks
+        self.engines = (
+            self.records
+            if self._ranks == 1
+            else {
+                first: join_ranks(
+                    measured,
+                    cluster,
+                    range(first, first + self._ranks),
+                    self.records,
+                    simulator.measured,
+                )
+                for first in range(0, max(replicas) + 1, self._ranks)
+            }
+        )  # by their first rank
         self._served = by_id(measured, "replica"), by_id(simulated, "replica")
 
     def mixes(self) -> Iterator[tuple[str, Mix]]:
         """The rungs between the two runs, by the name of the term that leads to each."""
         real, ours = self._simulator.measured, self._simulator.simulated
         seen, replica = self._seen(), self._replicas(self._asked, 0)
+        stages = self._simulator.stages()
         mix = Mix(self._asked, _ps([seen[i] for i in _ids(self._asked)]), replica, real,
-                  recorded=True)  # fmt: skip
+                  stages[0][1], recorded=True)  # fmt: skip
         yield "record", mix
         mix = replace(mix, recorded=False)
         yield "scheduling", mix
@@ -95,7 +127,14 @@ class Mixer:
         yield "settings", mix
         mix = replace(mix, predicted=frozenset({"host", "gap"}))
         yield "host_overhead", mix
-        yield "operators", replace(mix, predicted=frozenset(PARTS))
+        for name, model in stages:
+            mix = replace(mix, predicted=frozenset(PARTS), model=model)
+            yield name, mix
+
+    def predictors(self) -> list[tuple[Record, Predictor]]:
+        """Each engine's record, and what the term ``operators`` predicts its steps with."""
+        model = self._simulator.stages()[0][1]
+        return [(record, Predictor(model, first)) for first, record in self.engines.items()]
 
     def direct_effect(self) -> Means:
         """What predicted step times add to each request, its batches as recorded; seconds.
@@ -105,9 +144,11 @@ class Mixer:
         table = self._bundle.requests.take(pa.array(self.pairing.measured))
         stamps = [column(table, n) for n in ("arrival_s", "first_token_s", "finished_s")]
         late = [np.zeros(len(table)) for _ in stamps]
-        for replica, record in self.records.items():
-            mine = column(table, "replica") == replica
-            error = accumulated_error(record, self._simulator.model)
+        served = column(table, "replica")
+        engines = zip(self.engines, self.predictors(), strict=True)
+        for first_rank, (record, predictor) in engines:
+            mine = (served >= first_rank) & (served < first_rank + self._ranks)
+            error = accumulated_error(record, predictor)
             for values, stamp in zip(late, stamps, strict=True):
                 values[mine] = np.interp(stamp[mine], *error)
         arrival, first, finished = late
@@ -116,20 +157,35 @@ class Mixer:
     def run(self, mix: Mix) -> Means:
         """Run one rung: means over the compared requests."""
         requests = requests_of(mix.demand.requests, mix.config, mix.demand.hash_block_tokens)
-        for replica in sorted(set(mix.replica)):
-            record = self.records.get(replica, NO_STEPS)
-            mine = [i for i, r in enumerate(mix.replica) if r == replica]
-            inbox = sorted((mix.at_ps[i], i) for i in mine)
-            decider: Decider = Scheduler(mix.config)
-            if mix.recorded:
-                decider = RecordedBatches(record, {requests[i].name: requests[i] for i in mine})
-            clock = MixedClock(record, self._simulator.model, mix.predicted)
-            depth = mix.config.max_concurrent_batches
-            Engine([(at, requests[i]) for at, i in inbox], decider, clock, depth).run()
+        for first in sorted({r - r % self._ranks for r in mix.replica}):
+            inboxes = [
+                [(at, requests[i]) for at, i in sorted(
+                    (mix.at_ps[i], i) for i, r in enumerate(mix.replica) if r == rank
+                )]
+                for rank in range(first, first + self._ranks)
+            ]  # fmt: skip
+            record = self.engines.get(first, NO_STEPS)
+            clock = MixedClock(record, Predictor(mix.model, first), mix.predicted)
+            self._run_engine(mix, record, inboxes, clock)
         names = {r.name: i for i, r in enumerate(requests)}
         kept = [requests[names[i]] for i in self.pairing.ids.to_pylist()]
-        arrival, first, finished = (_seconds([getattr(r, n) for r in kept]) for n in _STAMPS)
-        return _means(arrival, first, finished, np.array([r.max_tokens for r in kept], float))
+        arrival, first_s, finished = (_seconds([getattr(r, n) for r in kept]) for n in _STAMPS)
+        return _means(arrival, first_s, finished, np.array([r.max_tokens for r in kept], float))
+
+    def _run_engine(
+        self, mix: Mix, record: Record, inboxes: list[Inbox], clock: MixedClock
+    ) -> None:
+        if self._ranks > 1:
+            if mix.recorded:
+                give_recorded_stamps(record, [r for inbox in inboxes for _, r in inbox])
+                return
+            RanksEngine(inboxes, [Scheduler(mix.config) for _ in inboxes], clock).run()
+            return
+        (inbox,) = inboxes
+        decider: Decider = Scheduler(mix.config)
+        if mix.recorded:
+            decider = RecordedBatches(record, {r.name: r for _, r in inbox})
+        Engine(inbox, decider, clock, mix.config.max_concurrent_batches).run()
 
     def all_requests(self) -> list[Request]:
         """The measured bundle's requests, row by row.
@@ -148,10 +204,16 @@ class Mixer:
     def _seen(self) -> dict[str, float]:
         """When the recorded engine saw each request: the first step begun after it was queued."""
         served, seen = self._served[0], {}
+        starts = {
+            rank: dict(zip(record.number, record.start_s, strict=True))
+            for first, record in self.engines.items()
+            for rank in range(first, first + self._ranks)
+        }
         for name, queued in by_id(self._bundle, "queued_s").items():
-            starts = self.records.get(served.get(name, 0), NO_STEPS).start_s
-            step = bisect_left(starts, queued)
-            seen[name] = starts[step] if step < len(starts) else queued
+            rank = served.get(name, 0)
+            own = self.records.get(rank, NO_STEPS)
+            step = bisect_left(own.start_s, queued)
+            seen[name] = starts[rank][own.number[step]] if step < len(own.start_s) else queued
         return seen
 
     def _at_queue(self, demand: Workload) -> tuple[int, ...]:

@@ -24,13 +24,15 @@ from simulator.disaggregation.tables import requests_table
 from simulator.fleet import PlainFleet
 from simulator.scheduling.request import Request
 from simulator.stage import Stage
-from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes
+from simulator.step_time.base import BatchShape, StepTimes
 from traces.bundle import Bundle, Manifest
 from traces.metrics import Floats, column, request_metrics
 from traces.workload import Workload, bundle_workload
+from validation.mixed_clock import MixedClock
 from validation.mixing import LADDER_METRICS, Means, by_id, mean_of
 from validation.pairing import pair
-from validation.recorded_steps import NO_STEPS, PARTS, MixedClock, Record, read_record
+from validation.predicting import Predictor
+from validation.recorded_steps import NO_STEPS, PARTS, Record, read_record
 from validation.step_errors import accumulated_error
 
 ROLES = ("prefill", "decode")
@@ -133,6 +135,14 @@ class PairMixer:
                                          {"requests": table.take(rows)}))  # fmt: skip
         return {m: mean_of(metrics[m]) for m in LADDER_METRICS}
 
+    def predictors(self) -> list[tuple[Record, Predictor]]:
+        """Each replica's record, and what predicts its steps."""
+        return [
+            (record, Predictor(self._simulator.simulated[role].model, replica))
+            for role, records in self.records.items()
+            for replica, record in records.items()
+        ]
+
     def direct_effect(self) -> Means:
         """What predicted step times add to each request, its batches as recorded; seconds."""
         table = self._bundle.requests.take(pa.array(self.pairing.measured))
@@ -143,7 +153,8 @@ class PairMixer:
             home = column(table, HOMES[role])
             for replica, record in self.records[role].items():
                 mine = home == replica
-                error = accumulated_error(record, self._simulator.simulated[role].model)
+                model = self._simulator.simulated[role].model
+                error = accumulated_error(record, Predictor(model, replica))
                 for name in of:
                     late[name][mine] = np.interp(stamps[name][mine], *error)
         before = late["prefill_finished_s"] - late["queued_s"] - late["decode_queued_s"]
@@ -192,7 +203,8 @@ class PairMixer:
         model, records = self._simulator.simulated[role].model, self.records[role]
         predicted = mix.handover if role == "decode" else mix.arrivals
         clocks = [
-            _Clock(records.get(i, NO_STEPS), model, mix.predicted) for i in range(side.schedulers)
+            _Clock(records.get(i, NO_STEPS), Predictor(model, i), mix.predicted)
+            for i in range(side.schedulers)
         ]
         return PlainFleet(
             demand, side.schedulers, _Frontend(model.frontend_ps if predicted else 0),
@@ -245,7 +257,7 @@ class _Clock:
 
     frontend_ps = 0  # the fleet's, which has it from the side's model
 
-    def __init__(self, record: Record, model: StepTimeModel, predicted: frozenset[str]) -> None:
+    def __init__(self, record: Record, model: Predictor, predicted: frozenset[str]) -> None:
         self._clock = MixedClock(record, model, predicted)
         self._steps = 0
 
@@ -253,7 +265,7 @@ class _Clock:
         """Times of the next step."""
         self._steps += 1
         alone = replace(shape, engine_tokens=0, most_tokens=0, draw=0)
-        return self._clock.times(self._steps - 1, alone)
+        return self._clock.times(self._steps - 1, (alone,))
 
     def coverage(self) -> dict[str, int]:
         """Nothing: what a rung extrapolates is not told."""

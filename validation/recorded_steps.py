@@ -9,7 +9,6 @@ Times are whole picoseconds that add up to the recorded stamps::
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,10 @@ import pyarrow.compute as pc
 from simulator.clock import PS_PER_S
 from simulator.scheduling.reference import Batch, Row
 from simulator.scheduling.request import Request, Status
-from simulator.step_time.base import BatchShape, StepTimeModel, StepTimes
 from simulator.step_time.fit import shapes_of
 from traces.bundle import Bundle
 from traces.metrics import Floats, column
+from validation.predicting import Shapes
 
 PARTS = ("forward", "host", "gap")
 
@@ -33,18 +32,19 @@ Rows = list[tuple[str, int, int, int]]  # request id, computed, scheduled and em
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One engine's steps that ran tokens.
+    """One rank's steps that ran tokens or a dummy batch, or an engine's whose ranks step together.
 
-    ``number`` is each step's in the bundle, ``parts`` picoseconds by name of ``PARTS``,
-    ``(n_steps,)``; ``gap`` is -1 where the engine was idle after the step, and ``idle`` for
-    how long, at most that of the gap, which nobody saw end.
+    ``number`` is each step's in the bundle, ``rows`` of all ranks, ``shapes`` one a rank.
+    ``parts`` are picoseconds by name of ``PARTS``, ``(n_steps,)``; ``gap`` is -1 where the
+    engine was idle after the step, and ``idle`` for how long, at most that of the gap, which
+    nobody saw end.
     """
 
     number: list[int]
     start_s: list[float]
     end_s: list[float]
     rows: list[Rows]
-    shapes: list[BatchShape]
+    shapes: list[Shapes]
     parts: dict[str, Ints]
     idle: Ints
 
@@ -71,7 +71,10 @@ def read_record(
         return table.filter(here)
 
     steps, rows = mine(bundle.table("steps")), mine(bundle.table("step_requests"))
-    steps = steps.filter(pc.is_in(steps["step"], value_set=rows["step"].combine_chunks().unique()))
+    kept = pc.is_in(steps["step"], value_set=rows["step"].combine_chunks().unique())
+    if "dummy" in steps.column_names:
+        kept = pc.or_(kept, pc.fill_null(steps["dummy"], False))
+    steps = steps.filter(kept)
     number = steps["step"].to_numpy()
     index = np.searchsorted(number, rows["step"].to_numpy())
     columns = ("request_id", "computed_tokens", "scheduled_tokens")
@@ -91,14 +94,18 @@ def read_record(
         steps["start_s"].to_pylist(),
         steps["end_s"].to_pylist(),
         listed,
-        shapes_of(rows, index, len(steps)),
-        *_parts(steps, first_queued, depth),
+        [(shape,) for shape in shapes_of(rows, index, len(steps))],
+        *step_parts(steps, first_queued, depth),
     )
 
 
-def _parts(
+def step_parts(
     steps: pa.Table, first_queued: npt.NDArray[np.float64], depth: int
 ) -> tuple[dict[str, Ints], Ints]:
+    """``Record.parts`` and ``idle`` of an engine's steps, in order.
+
+    ``first_queued``: when the first of each step's requests was, seconds; infinite of none.
+    """
     start, end = (_ps(steps[c].to_numpy()) for c in ("start_s", "end_s"))
     previous = np.append(0, end[:-1])
     queued = _ps(np.where(np.isfinite(first_queued), first_queued, 0.0))
@@ -165,64 +172,3 @@ class RecordedBatches:
             if first or request.status == Status.FINISHED:
                 events.append(request)
         return events
-
-
-class MixedClock:
-    """Step times of a record, of which the ``predicted`` parts are the model's.
-
-    A step whose batch is not the recorded one has the model's time for its shape, times how
-    far the model was off in the recorded step nearest in number among those of like size
-    (tokens within a factor of two): what the machine did then, to such a batch.
-    """
-
-    def __init__(self, record: Record, model: StepTimeModel, predicted: frozenset[str]) -> None:
-        self._record = record
-        self._model = model
-        self._measured = {p: v.tolist() for p, v in record.parts.items() if p not in predicted}
-        times = [model.times(shape).in_one_stage()._asdict() for shape in record.shapes]
-        self._off = {p: _ratios(v, [t[p] for t in times]) for p, v in self._measured.items()}
-        self._like: dict[int, list[int]] = {}  # size -> numbers of the steps of that size
-        for n, shape in enumerate(record.shapes):
-            self._like.setdefault(_size(shape), []).append(n)
-
-    def times(self, step: int, shape: BatchShape) -> StepTimes:
-        found = self._model.times(shape).in_one_stage()._asdict()
-        if not self._measured:
-            return StepTimes(**found)
-        if step < len(self._record) and shape == self._record.shapes[step]:
-            for part, values in self._measured.items():
-                unseen = min(found[part], int(self._record.idle[step]))
-                found[part] = values[step] if values[step] >= 0 else unseen
-            return StepTimes(**found)
-        nearest = self._nearest(step, shape)
-        for part, ratios in self._off.items():
-            if nearest is None or (measured := self._measured[part][nearest]) < 0:
-                found[part] = round(found[part] * self._overall(part))
-            elif (ratio := ratios[nearest]) is not None:
-                found[part] = round(found[part] * ratio)
-            else:  # the model has no such time: what it took is all there is
-                found[part] = measured
-        return StepTimes(**found)
-
-    def _nearest(self, step: int, shape: BatchShape) -> int | None:
-        """The recorded step of like size nearest in number to ``step``."""
-        steps = self._like.get(_size(shape))
-        if not steps:
-            return None
-        after = bisect_left(steps, step)
-        return min(steps[max(after - 1, 0) : after + 1], key=lambda n: (abs(n - step), n))
-
-    def _overall(self, part: str) -> float:
-        """How far the model is off in all."""
-        known = [r for r in self._off[part] if r is not None]
-        return sum(known) / len(known) if known else 1.0
-
-
-def _size(shape: BatchShape) -> int:
-    return shape.tokens.bit_length()
-
-
-def _ratios(measured: list[int], modelled: list[int]) -> list[float | None]:
-    """Measured over modelled, None where either is unknown."""
-    pairs = zip(measured, modelled, strict=True)
-    return [a / b if a >= 0 and b > 0 else None for a, b in pairs]

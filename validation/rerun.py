@@ -19,8 +19,9 @@ from typing import Protocol
 
 from simulator.scheduling.reference import Batch
 from simulator.scheduling.request import Request, Status
-from simulator.step_time.base import BatchShape, StepTimes, shape_of
+from simulator.step_time.base import StepTimes, shape_of
 from traces.errors import InvariantError
+from validation.predicting import Shapes
 
 NOTHING = StepTimes(0, 0, 0)
 EMPTY_STEPS = 5  # empty batches in a row that no scheduler needs
@@ -46,8 +47,8 @@ class Decider(Protocol):
 class StepClock(Protocol):
     """How long the steps of one engine last."""
 
-    def times(self, step: int, shape: BatchShape) -> StepTimes:
-        """Times of the engine's step number ``step``, which has this shape."""
+    def times(self, step: int, shapes: Shapes, *, halved: bool = False) -> StepTimes:
+        """Times of the engine's step number ``step``; ``shapes`` are its ranks'."""
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Engine:
             batch = self._decider.schedule()
         times = NOTHING
         if batch.tokens:
-            times = self._clock.times(self._steps, shape_of(batch))
+            times = self._clock.times(self._steps, (shape_of(batch),))
             self._steps += 1
         self._empty = 0 if batch.tokens else self._empty + 1
         if self._empty > EMPTY_STEPS:

@@ -9,25 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.clock import PS_PER_S
-from simulator.step_time.base import StepTimeModel
 from traces.metrics import Floats
+from validation.predicting import Predictor, has_prefill
 from validation.recorded_steps import PARTS, Record
 
 
-def step_errors(
-    records: Sequence[Record], models: StepTimeModel | Sequence[StepTimeModel]
-) -> dict[str, Any]:
+def step_errors(records: Sequence[tuple[Record, Predictor]]) -> dict[str, Any]:
     """Errors by part (forward, host, gap) and by kind of step (decode only, with prefill).
 
+    ``records`` are the engines', each with what predicts its steps.
     Each ``{"steps", "measured_s", "predicted_s", "error", "mape"}``: means in seconds, the
     error of their sum, and the mean error of a step; a kind is of host + forward. What no
-    step has, or takes no time, is left out. ``models``: one for all, or each record's own.
+    step has, or takes no time, is left out.
     """
-    ours = {p: np.concatenate([r.parts[p] for r in records]) / PS_PER_S for p in PARTS}
-    each = models if isinstance(models, Sequence) else [models] * len(records)
-    pairs = [_predicted(r, m) for r, m in zip(records, each, strict=True)]
+    ours = {p: np.concatenate([r.parts[p] for r, _ in records]) / PS_PER_S for p in PARTS}
+    pairs = [_predicted(*pair) for pair in records]
     theirs = {p: np.concatenate([pair[p] for pair in pairs]) for p in PARTS}
-    prefill = np.array([s.prefill_tokens > 0 for r in records for s in r.shapes], bool)
+    prefill = np.array([has_prefill(shapes) for r, _ in records for shapes in r.shapes], bool)
     kinds = {"all": prefill | True, "decode": ~prefill, "prefill": prefill}
     whole = ours["forward"] + ours["host"], theirs["forward"] + theirs["host"]
     found = {
@@ -37,15 +35,15 @@ def step_errors(
     return {name: {k: v for k, v in group.items() if v} for name, group in found.items()}
 
 
-def _predicted(record: Record, model: StepTimeModel) -> dict[str, Floats]:
+def _predicted(record: Record, model: Predictor) -> dict[str, Floats]:
     """Predicted parts, seconds; no host where the record has none (hidden behind the device)."""
-    times = [model.times(shape).in_one_stage() for shape in record.shapes]
+    times = [model.times(n, shapes) for n, shapes in enumerate(record.shapes)]
     parts = {p: np.array([getattr(t, p) for t in times], float) / PS_PER_S for p in PARTS}
     parts["host"] = np.where(record.parts["host"] > 0, parts["host"], 0.0)
     return parts
 
 
-def accumulated_error(record: Record, model: StepTimeModel) -> tuple[Floats, Floats]:
+def accumulated_error(record: Record, model: Predictor) -> tuple[Floats, Floats]:
     """How far predicted step times run ahead of the record, with every batch as recorded.
 
     Returns times and the sum of predicted - measured up to each, both ``(2 n_steps,)``

@@ -33,24 +33,26 @@ def validate(
     from reports.validate import print_outcome, run_validate
 
     if ladder:
-        options["simulator"] = lambda: _simulator_of(measured, simulated, operators)
+        options["simulator"] = lambda: simulator_of(measured, simulated, operators)
     scorecard, judgements = run_validate(measured, simulated, out, progress=say, **options)
     print_outcome(scorecard, judgements, out)
     sys.exit(0 if all(j.passed for j in judgements) else 1)
 
 
-def _simulator_of(
+def simulator_of(
     measured: Path, simulated: Path, operators: Path | None
 ) -> Simulator | PairSimulator:
     """What the simulator made of the deployments of two bundles."""
     from replay.plan import load_step_time, make_plan
+    from replay.swapped import swapped_step_times
     from validation.ladder import Simulator
 
     real, plan = make_plan(measured), make_plan(simulated, operators=operators)
     if len(plan.clusters) > 1:
         return _pair_simulator(real, plan)
     model, note = load_step_time(plan)
-    return Simulator(real.scheduler_config(), plan.scheduler_config(), model, note.get("profile"))
+    configs = real.scheduler_config(), plan.scheduler_config()
+    return Simulator(*configs, model, note.get("profile"), swapped_step_times(measured, real, plan))
 
 
 def _pair_simulator(real: Plan, plan: Plan) -> PairSimulator:

@@ -73,7 +73,8 @@
       y.nticks = undefined;
       const reach = chart.lines[0].x.flatMap((x, i) => [chart.lines[0].base[i], chart.lines[0].base[i] + x]);
       const [low, high] = [Math.min(0, ...reach), Math.max(0, ...reach)];
-      const room = 0.22 * (high - low || 1);
+      const tight = narrow.matches || document.documentElement.classList.contains("paper");
+      const room = (tight ? 0.6 : 0.22) * (high - low || 1); // for the numbers beside the bars
       x.range = [low < 0 ? low - room : -0.02 * room, high + room];
     }
     y.rangemode = chart.key === "by_percentile" ? "normal" : "tozero";
@@ -95,6 +96,7 @@
     for (const chart of charts) {
       const lines = chart.lines.map((line) => trace(line, chart));
       Plotly.react("chart-" + chart.key, lines, layout(chart), { responsive: true, displayModeBar: false });
+      Plotly.Plots.resize("chart-" + chart.key);
     }
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -133,6 +134,11 @@ class Chrome:
         x, y = self.middle(selector, index)
         for dx in (-2, 0):
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x + dx, y=y)
+
+    def picture(self, *, quality: int = 60) -> bytes:
+        """What the window shows, as WebP."""
+        found = self.send("Page.captureScreenshot", format="webp", quality=quality)
+        return base64.b64decode(found["data"])
 
     def middle(self, selector: str, index: int = 0) -> tuple[float, float]:
         """Where the middle of an element lies in the window, scrolled into view if need be."""

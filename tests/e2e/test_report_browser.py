@@ -15,6 +15,7 @@ import small_world
 from chrome import BROWSER, FLAGS, Chrome
 from click.testing import CliRunner
 from fake_bundles import fake_bundle, fake_pair
+from sample_reports import KINDS, shipped
 
 from replay.cli import main
 from reports import ladder, words, write_all
@@ -94,18 +95,38 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "out"
 
 
+SECTIONS = [
+    "verdict", "errors", "attribution", "distributions", "over-time", "by-percentile",
+    "coverage", "provenance", "method",
+]  # fmt: skip
+
+
 def test_every_section_can_be_reached_and_says_what_the_scorecard_says(
     report: Path, tmp_path: Path
 ) -> None:
+    assert read_through(report, tmp_path) == SECTIONS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", shipped())
+def test_so_it_does_on_the_captures_of_each_kind(kind: str, tmp_path: Path) -> None:
+    report = KINDS[kind][1](tmp_path)
     card = read_scorecard(report)
-    with Chrome(tmp_path) as chrome:
+    assert {"ttft", "tpot", "e2e"} & set(card.metrics)
+    assert card.provenance["repeats"]
+    sections = read_through(report, tmp_path / "browser")
+    assert sections == [s for s in SECTIONS if card.ladder or s != "attribution"]
+
+
+def read_through(report: Path, scratch: Path) -> list[str]:
+    """Click through a report, check its numbers and that it asks nobody; its sections."""
+    card = read_scorecard(report)
+    with Chrome(scratch) as chrome:
         chrome.open(report / "report.html")
-        chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
+        charts = chrome.evaluate("document.querySelectorAll('.chart').length")
+        chrome.wait(f"document.querySelectorAll('.js-plotly-plot').length === {charts}", "charts")
+        assert charts > 5
         sections = click_through(chrome)
-        assert sections == [
-            "verdict", "errors", "attribution", "distributions", "over-time", "by-percentile",
-            "coverage", "provenance", "method",
-        ]  # fmt: skip
         for metric, errors in card.metrics.items():
             for name, statistic in errors.statistics.items():
                 shown = chrome.evaluate(
@@ -114,11 +135,13 @@ def test_every_section_can_be_reached_and_says_what_the_scorecard_says(
                 )
                 cells = [text.replace(" ✓", "").strip() for text in shown[:7]]
                 assert cells == list(words.cells(statistic, errors.metric)), (metric, name)
-        check_ladder(chrome, card.ladder, [list(row) for row in ladder.rows(card)])
+        if card.ladder:
+            check_ladder(chrome, card.ladder, [list(row) for row in ladder.rows(card)])
         page = (report / "report.html").as_uri()
         asked = [u.split("#")[0] for u in chrome.requests if not u.startswith("data:")]
         assert set(asked) == {page}
         assert chrome.complaints == []
+    return sections
 
 
 def click_through(chrome: Chrome) -> list[str]:
@@ -171,6 +194,23 @@ def test_a_phone_has_no_sideways_scroll(report: Path, tmp_path: Path) -> None:
         chrome.open(report / "report.html")
         chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
         assert chrome.evaluate("document.documentElement.scrollWidth") <= 390
+        assert chrome.complaints == []
+
+
+def test_paper_shows_everything_and_cuts_nothing_off(report: Path, tmp_path: Path) -> None:
+    """A4 between its margins is 718 pixels wide; folds are open, charts drawn to fit."""
+    with Chrome(tmp_path, width=1280, height=900) as chrome:
+        chrome.open(report / "report.html")
+        chrome.wait("document.querySelectorAll('.js-plotly-plot').length > 10", "the charts")
+        chrome.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        chrome.send("Emulation.setEmulatedMedia", media="print")
+        ends = "[...document.querySelectorAll('main *, main svg')]"
+        ends += ".map(e => e.getBoundingClientRect().right)"
+        left = "document.querySelector('main').getBoundingClientRect().left"
+        chrome.wait(f"Math.max(...{ends}) - {left} <= 718", "all to fit")
+        assert chrome.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+        chrome.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert chrome.evaluate("document.querySelectorAll('details:not([open])').length") > 0
         assert chrome.complaints == []
 
 

@@ -19,10 +19,12 @@ from typing import Any
 from unittest import mock
 
 import pyarrow as pa
+from expert_world import DEPLOYMENT, GROUP, ExpertWorld, evenly_loaded, half_the_bandwidth
 from rich.table import Table
 
 from replay.plan import load_step_time, make_plan
-from replay.simulate import replay
+from replay.simulate import replay, run_replay
+from replay.verbs.validate import simulator_of
 from reports.check import GATED, Finding, Threshold, run_check
 from reports.console import open_console
 from reports.ladder import TITLES
@@ -35,9 +37,11 @@ from simulator.step_time.fitted import StepProfile, save_profile
 from traces.bundle import Bundle, read_bundle, write_bundle
 from traces.samples import sample_groups, sample_runs
 from traces.workload import bundle_workload
-from validation.ladder import Simulator, build_ladder
+from validation.ladder import PairSimulator, Simulator, build_ladder
+from validation.mixed_clock import MixedClock
 from validation.mixing import requests_of
-from validation.recorded_steps import NO_STEPS, PARTS, MixedClock
+from validation.predicting import Predictor
+from validation.recorded_steps import NO_STEPS, PARTS
 from validation.rerun import Engine
 from validation.scorecard import Scorecard, build
 
@@ -45,6 +49,7 @@ FITTED_ON = {
     "dense-low": "dense-high", "dense-high": "dense-low", "dense-preempt": "dense-low",
     "dense-sessions": "dense-low", "moe-low": "moe-high", "moe-high": "moe-low",
 }  # fmt: skip
+PAIR = "dense-pd-wire"  # its first run is held against a fit on the others
 SHOWN_S = 3.0  # noise floors that a fault must move a statistic by
 
 
@@ -64,8 +69,9 @@ def fitted(group: str) -> StepProfile:
 class Fault:
     """One fault: the ladder's term that must name it, the groups it is tried on, what it does.
 
-    ``change`` alters the profile, ``blocks`` scales the KV capacity; ``patch`` is made while
-    the fault is in, and needs the plain engine, which is Python.
+    ``change`` alters the profile, ``blocks`` scales the KV capacity, ``edit`` alters the
+    deployment of the expert-parallel world; ``patch`` is made while the fault is in, and needs
+    the plain engine, which is Python.
     """
 
     name: str
@@ -73,6 +79,7 @@ class Fault:
     groups: tuple[str, ...] = tuple(FITTED_ON)
     change: Callable[[StepProfile], StepProfile] = lambda profile: profile
     blocks: float = 1.0
+    edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda deployment: deployment
     patch: Callable[[], Any] | None = None
 
     @contextmanager
@@ -93,6 +100,13 @@ def without_host(profile: StepProfile) -> StepProfile:
     return replace(profile, host={"step": 0.0}, gap={"step": 0.0})
 
 
+def half_the_link(profile: StepProfile) -> StepProfile:
+    assert profile.link is not None
+    return replace(
+        profile, link=profile.link | {"bandwidth_gb_s": profile.link["bandwidth_gb_s"] / 2}
+    )
+
+
 def oldest_preempted() -> Any:
     return mock.patch.object(FCFS, "victim", return_value=0)
 
@@ -104,6 +118,9 @@ FAULTS = (
     # elsewhere there are blocks for all
     Fault("KV capacity -10 %", "kv_capacity", ("dense-preempt",), blocks=0.9),
     Fault("preemption order reversed", "scheduling", ("dense-preempt",), patch=oldest_preempted),
+    Fault("expert loads uniform", "expert_loads", (GROUP,), edit=evenly_loaded),
+    Fault("KV link bandwidth halved", "handover", (PAIR,), change=half_the_link),
+    Fault("link between ranks halved", "links", (GROUP,), edit=half_the_bandwidth),
 )
 
 
@@ -134,14 +151,29 @@ class Outcome:
 
 
 class Lab:
-    """Simulations of the captures, kept under ``home``."""
+    """Simulations of the captures, and of the expert-parallel world, kept under ``home``."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._baselines: dict[str, Scorecard] = {}
+        self._world: ExpertWorld | None = None
+        self._measured: list[Bundle] = []
 
-    def simulate(self, group: str, fault: Fault = NONE) -> tuple[Bundle, Simulator]:
+    def runs(self, group: str) -> list[Bundle]:
+        """The measured runs of a group."""
+        if group != GROUP:
+            return runs(group)
+        if self._world is None:
+            self._world = ExpertWorld(self._home / GROUP)
+            self._measured = self._world.measured()
+        return self._measured
+
+    def simulate(self, group: str, fault: Fault = NONE) -> tuple[Bundle, Simulator | PairSimulator]:
         """A replay of a group's first run with the other group's profile and the fault."""
+        if self._world is not None and group == GROUP:
+            return self._world.simulated(fault.edit(DEPLOYMENT))
+        if group == PAIR:
+            return self._simulate_pair(fault)
         number = len(list(self._home.iterdir()))
         operators = self._home / f"{number}-profile"
         save_profile(fault.change(fitted(FITTED_ON[group])), operators)
@@ -159,10 +191,18 @@ class Lab:
         bundle = write_bundle(self._home / f"{number}-{group}", manifest, tables)
         return bundle, Simulator(*configs, model, note["profile"])
 
+    def _simulate_pair(self, fault: Fault) -> tuple[Bundle, Simulator | PairSimulator]:
+        number = len(list(self._home.iterdir()))
+        operators, out = (self._home / f"{number}-{name}" for name in ("profile", PAIR))
+        first, *others = runs(PAIR)
+        save_profile(fault.change(fit_profile(others)), operators)
+        run_replay(first.path, first.path, out, operators=operators, record="steps")
+        return read_bundle(out), simulator_of(first.path, out, operators)
+
     def baseline(self, group: str) -> Scorecard:
         """The scorecard without a fault."""
         if group not in self._baselines:
-            measured, *repeats = runs(group)
+            measured, *repeats = self.runs(group)
             bundle, simulator = self.simulate(group)
             ladder = build_ladder(measured, bundle, simulator)
             self._baselines[group] = replace(build(measured, bundle, repeats), ladder=ladder)
@@ -171,7 +211,7 @@ class Lab:
     def seed(self, fault: Fault, group: str) -> Outcome:
         """Seed a fault into the simulation of a group and hold it to the baseline."""
         base = self.baseline(group)
-        measured, *repeats = runs(group)
+        measured, *repeats = self.runs(group)
         with fault.seeded():
             bundle, simulator = self.simulate(group, fault)
             now = build(measured, bundle, repeats)
@@ -191,7 +231,7 @@ def run_plainly(workload: Any, config: Any, model: Any, table: pa.Table) -> pa.T
     """The requests after a run of the plain engine, whose scheduler can be patched."""
     requests = requests_of(workload.requests, config, workload.hash_block_tokens)
     inbox = [(r.arrival_ps + model.frontend_ps, r) for r in requests]
-    Engine(inbox, Scheduler(config), MixedClock(NO_STEPS, model, frozenset(PARTS))).run()
+    Engine(inbox, Scheduler(config), MixedClock(NO_STEPS, Predictor(model), frozenset(PARTS))).run()
     stamps = {"scheduled_s": "first_scheduled_ps", "first_token_s": "first_token_ps",
               "finished_s": "finished_ps"}  # fmt: skip
     for name, attribute in stamps.items():
@@ -213,7 +253,7 @@ def moves(now: Scorecard, base: Scorecard) -> dict[tuple[str, str], float]:
 
 def cases() -> list[tuple[Fault, str]]:
     """Every fault on every shipped group it is tried on."""
-    known = set(sample_groups())
+    known = {*sample_groups(), GROUP}
     return [(fault, group) for fault in FAULTS for group in fault.groups if group in known]
 
 

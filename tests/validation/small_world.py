@@ -53,14 +53,15 @@ def profile(
 
 
 def deployment(
-    path: Path, *, replicas: int = 1, router: str = "round_robin", **engine: Any
-) -> Path:
+    path: Path, *, model: str = MODEL, replicas: int = 1, router: str = "round_robin",
+    **engine: Any,
+) -> Path:  # fmt: skip
     """A deployment file; ``engine`` overrides ``ENGINE``."""
     cluster = {
         "name": "main", "role": "colocated", "replicas": replicas, "hardware": "cpu",
         "engine": {**ENGINE, **engine},
     }  # fmt: skip
-    content = {"model": MODEL, "clusters": [cluster], "routing": {"policy": router}}
+    content = {"model": model, "clusters": [cluster], "routing": {"policy": router}}
     path.write_text(yaml.safe_dump(content))
     return path
 

@@ -11,14 +11,19 @@ import pytest
 from small_world import profile, run, workload
 
 from replay.plan import load_step_time, make_plan
+from replay.simulate import run_replay
 from simulator.scheduling.fcfs import FCFS
 from simulator.scheduling.request import Request
+from simulator.step_time.fit import fit_profile
+from simulator.step_time.fitted import save_profile
 from traces.bundle import read_bundle, write_table
 from traces.errors import TraceError
+from traces.samples import sample_runs
 from validation.ladder import LADDER_METRICS, Simulator, build_ladder
 
 TINY_S = 1e-9
 TIGHT = {"num_gpu_blocks": 60}
+LOCK_STEP = {"model": "traces/models/qwen3-30b-a3b.json", "data_parallel_size": 2}
 
 
 def climb(measured: Path, simulated: Path, operators: Path) -> dict[str, Any]:
@@ -46,8 +51,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         TIGHT,
         {**TIGHT, "async_scheduling": True},
         {"replicas": 2, "router": "least_loaded"},
+        {**LOCK_STEP, "replicas": 2, "router": "vllm_dp"},
+        {**LOCK_STEP, **TIGHT, "async_scheduling": True},
     ],
-    ids=["sync", "async", "preempting", "preempting async", "two replicas"],
+    ids=[
+        "sync",
+        "async",
+        "preempting",
+        "preempting async",
+        "two replicas",
+        "lock-step",
+        "lock-step async",
+    ],
 )
 def test_without_a_fault_every_rung_is_the_measured_run(
     work: Path, tmp_path: Path, layout: dict[str, Any]
@@ -61,7 +76,8 @@ def test_without_a_fault_every_rung_is_the_measured_run(
     assert ladder["schedule"]["first"] is None
     assert ladder["schedule"]["share"] == 1.0
     assert ladder["steps"]["kinds"]["all"]["mape"] < 1e-9
-    assert ladder["steps"]["effect"]["ttft"] == pytest.approx(0, abs=TINY_S)
+    if not {"data_parallel_size", "async_scheduling"} <= {*layout}:  # some waits count as gaps
+        assert ladder["steps"]["effect"]["ttft"] == pytest.approx(0, abs=TINY_S)
 
 
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -76,12 +92,14 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "more", [{}, {"async_scheduling": True}, LOCK_STEP], ids=["sync", "async", "lock-step"]
+)
 def test_a_seeded_fault_is_the_largest_term(
-    work: Path, tmp_path: Path, fault: str, asynchronous: bool
+    work: Path, tmp_path: Path, fault: str, more: dict[str, Any]
 ) -> None:
     changes, options, blamed = FAULTS[fault]
-    layout = {**TIGHT, "async_scheduling": asynchronous}
+    layout: dict[str, Any] = {**TIGHT, **more}
     measured = run(tmp_path, "m", work, profile(tmp_path / "p"), layout)
     faulty = profile(tmp_path / "q", **changes)
     layout |= options.get("layout", {})
@@ -146,6 +164,29 @@ def test_a_wrong_rule_is_located(
     assert (first["engine_tokens"], first["simulator_tokens"]) == (1, 0)
     assert ladder["largest"]["ttft"] in ("scheduling", "rest")  # the run itself has no fault
     assert abs(terms(ladder, "ttft")["scheduling"]) > 1e-3
+
+
+def test_other_ranks_in_step_are_refused(work: Path, tmp_path: Path) -> None:
+    fine = profile(tmp_path / "p")
+    layouts = {**LOCK_STEP}, {**LOCK_STEP, "data_parallel_size": 4}
+    paths = [run(tmp_path, f"r{i}", work, fine, layout) for i, layout in enumerate(layouts)]
+    with pytest.raises(TraceError, match=r"4 ranks step together, in .* 2: --ladder needs as many"):
+        climb(paths[0], paths[1], fine)
+
+
+@pytest.mark.parametrize("group", ["moe-dp2ep2-low", "moe-dp2ep2-high"])
+def test_a_captured_lock_step_deployment(group: str, tmp_path: Path) -> None:
+    """Its schedule is the simulator's, and nothing is left that the ladder does not explain."""
+    first, *others = sample_runs(group)
+    save_profile(fit_profile([read_bundle(run) for run in others]), tmp_path / "p")
+    run_replay(first, first, tmp_path / "s", operators=tmp_path / "p", record="steps")
+    ladder = climb(first, tmp_path / "s", tmp_path / "p")
+    assert ladder["schedule"]["share"] == 1.0
+    for metric in LADDER_METRICS:
+        found, measured = terms(ladder, metric), ladder["rungs"][0][metric]
+        assert abs(found["record"]) < 2e-3 * measured  # one clock for both ranks
+        assert found["scheduling"] == pytest.approx(0, abs=TINY_S)
+        assert found["rest"] == pytest.approx(0, abs=TINY_S)
 
 
 def test_what_cannot_be_climbed_is_refused(work: Path, tmp_path: Path) -> None:
