@@ -21,7 +21,7 @@ from simulator.operators.roofline import Roofline
 from simulator.operators.trees import Trees
 from traces.errors import TraceError
 
-SCHEMA = 2
+SCHEMA = 3
 PLAIN, ARRAYS = "operators.yaml", "operators.npz"
 
 

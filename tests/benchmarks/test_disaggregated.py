@@ -1,6 +1,6 @@
-"""Prefill and decode, attention and FFN apart: what a long trace and a pipelined step cost.
+"""Prefill and decode apart: what a long trace costs.
 
-Step times of the trace come from the full operator tables of ``bench_workloads.py``; start-up
+Step times come from the full operator tables of ``bench_workloads.py``; start-up
 (imports, the compiled engine, reading the trace) is not counted, writing requests and transfers
 is.
 """
@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bench_workloads import BENCHES, MOONCAKE, full_tables
 
@@ -21,7 +20,6 @@ from simulator.disaggregation.connection import Connection, KVLayout
 from simulator.disaggregation.setup import Side, demands
 from simulator.disaggregation.simulation import PrefillDecode
 from simulator.disaggregation.tables import requests_table, transfers_table
-from simulator.pipeline import Pipeline, create_strategy
 from traces.bundle import write_table
 
 pytestmark = pytest.mark.bench
@@ -63,19 +61,3 @@ def test_mooncake_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[st
         )
     assert len(statuses) == len(table) == statuses.count("finished") + statuses.count("failed")
     assert cpu_s < CPU_S
-
-
-def test_sixty_layers_of_three_micro_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Under 2 us of CPU a step, the call from Python included."""
-    step = Pipeline(create_strategy("ping_pong"), 60, 3, kinds=[0] * 60 + [1])
-    step.durations[...] = np.random.default_rng(0).integers(1, 10**9, step.durations.shape)
-    step.evaluate()
-    took: list[float] = []
-    for _ in range(20):
-        begun = time.process_time()
-        for _ in range(1000):
-            step.evaluate()
-        took.append((time.process_time() - begun) / 1000)
-    with capsys.disabled():
-        print(f"\n60 layers x 3 micro-batches: {min(took) * 1e6:.2f} us a step")
-    assert min(took) < 2e-6
