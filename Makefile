@@ -38,8 +38,8 @@ bench-capture: $(VLLM_VENV)/.ready ## what the hooks cost a step
 gate: $(VENV)/.ready ## the one benchmark that CI holds: fast engine against the reference
 	$(BIN)/pytest -q -s -m bench -k gate tests/benchmarks
 
-long-test: $(VENV)/.ready ## tests that take minutes: the largest benchmark against the reference, false alarms
-	$(BIN)/pytest -q -m long tests
+long-test: $(VENV)/.ready ## tests that take minutes: the largest benchmark, 2,000 queues, false alarms, browsing
+	$(BIN)/pytest -q -n 2 -m long tests
 
 faults: $(VENV)/.ready ## faults seeded into simulations of the captures, and what the gate says
 	$(BIN)/python tests/reports/seeded_faults.py

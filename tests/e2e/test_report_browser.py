@@ -26,6 +26,8 @@ from validation.scorecard import build
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 
+LIKE_OTHERS = ("dense", "moe", "dp-ep")  # in the long tests: their reports have the same sections
+
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 
 
@@ -108,7 +110,9 @@ def test_every_section_can_be_reached_and_says_what_the_scorecard_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", shipped())
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.long] * (k in LIKE_OTHERS)) for k in shipped()]
+)
 def test_so_it_does_on_the_captures_of_each_kind(kind: str, tmp_path: Path) -> None:
     report = KINDS[kind][1](tmp_path)
     card = read_scorecard(report)

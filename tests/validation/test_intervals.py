@@ -52,7 +52,7 @@ def coverage(trials: int, n: int, load: float, *, paired: bool, seed: int = 11) 
     return dict(zip(STATISTICS, (hits / trials).tolist(), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("load", "paired"), [(0.5, True), (0.7, False)], ids=["0.5, paired", "0.7, nothing shared"]
 )
