@@ -1,7 +1,14 @@
-"""What pytest must not import to look for doctests: it needs torch or vLLM to load."""
+"""What pytest needs to know before it collects."""
 
 from __future__ import annotations
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # started in the background of a script: the commands that tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# needs torch or vLLM to load: not looked at for doctests
 collect_ignore = [
     "replay/hooks",
     *(f"replay/af_testbed/{name}.py" for name in ("attention", "ffn", "model", "part", "wire")),

@@ -227,7 +227,10 @@ def test_ctrl_c_leaves_what_was_seen(tmp_path: Path, server: FakeServer) -> None
             time.sleep(0.05)
         time.sleep(0.5)
         client.send_signal(signal.SIGINT)
-        _, said = client.communicate(timeout=60)
+        try:
+            _, said = client.communicate(timeout=60)
+        finally:
+            client.kill()
     assert "frontier: interrupted; requests in flight are unfinished" in said
     assert client.returncode == 0
     requests = read_bundle(tmp_path / "out").requests.to_pylist()
