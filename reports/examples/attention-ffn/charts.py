@@ -83,7 +83,7 @@ def over_micro_batches(split: Split, ranks: int, beside: Mapping[int, float]) ->
         print(f"{more} micro-batches beat {fewer} {_from_decodes(crossing(DECODES, one, other))}")
     best = [min(found[n]) for n in DECODES]
     at = crossing(DECODES, best, [beside[n] for n in DECODES])
-    print(f"the best of them beats not apart {_from_decodes(at)}")
+    print(f"the best number beats not apart {_from_decodes(at)}")
     print(f"idle share of a step of {FIXED} decodes a rank")
     print("micro-batches " + "".join(f"{name:>11}" for name in ("attention", "ffn", "a2f", "f2a")))
     for m in MICRO_BATCHES[:4]:
@@ -122,12 +122,12 @@ def over_bandwidth(split: Split, ranks: int, beside_ms: float) -> str:
     marks = []
     for m, times in found.items():
         at = crossing(BANDWIDTHS, times, flat)
-        print(f"{m} micro-batches {_beats(at)} not apart")
+        print(f"{m} micro-batches beat not apart {_from(at)}")
         if at is not None and at > BANDWIDTHS[0]:
             marks.append((f"{m}: {at:.0f} GB/s", at, beside_ms))
     for m in (2, 3):
         at = crossing(BANDWIDTHS, [t / 1.05 for t in found[m]], [found[m][-1]] * len(BANDWIDTHS))
-        print(f"{m} micro-batches: links cost less than 5 % {_from(at)}")
+        print(f"links cost {m} micro-batches less than 5 % {_from(at)}")
     series = {f"{m} micro-batches": list(zip(BANDWIDTHS, t, strict=True)) for m, t in found.items()}
     series["not apart"] = list(zip(BANDWIDTHS, flat, strict=True))
     return line_chart(
@@ -144,14 +144,8 @@ def _from_decodes(rows: float | None) -> str:
 
 def _from(gb_s: float | None) -> str:
     if gb_s is None:
-        return f"not up to {BANDWIDTHS[-1]:g} GB/s"
+        return "nowhere here"
     return f"from {gb_s:.0f} GB/s on" if gb_s > BANDWIDTHS[0] else "everywhere here"
-
-
-def _beats(gb_s: float | None) -> str:
-    return (
-        f"are slower up to {BANDWIDTHS[-1]:g} GB/s than" if gb_s is None else f"beat {_from(gb_s)}"
-    )
 
 
 def main() -> None:
