@@ -99,7 +99,7 @@ def basis(bundle: Bundle) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _flat(given: dict[str, Any]) -> list[tuple[str, str]]:
     """Layers and what is said of them, also where it is said by cluster."""
-    found = []
+    found: list[tuple[str, str]] = []
     for key, value in given.items():
         found += _flat(value) if isinstance(value, dict) else [(key.split(": ")[-1], value)]
     return found
