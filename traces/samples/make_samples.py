@@ -161,7 +161,7 @@ class Lab:
         shutil.rmtree(out, ignore_errors=True)
         client = self._scratch / "client"
         shutil.rmtree(client, ignore_errors=True)
-        with wire(group.wire_mbit), self._server(group, out) as url:
+        with wire(group.wire_mbit), self.server(group, out) as url:
             command = [frontier(), "live", str(workload), "--url", url, "--out", str(client)]
             command += ["--warmup", str(WARMUP), "--vocab-size", "8192", *live]
             if group.pair:
@@ -177,18 +177,24 @@ class Lab:
         print(f"{group.name} {out.name}: {summary(bundle)}", flush=True)
         return bundle
 
-    @contextmanager
-    def _server(self, group: Group, out: Path) -> Iterator[str]:
-        checkpoint = self._scratch / group.model
-        if not checkpoint.is_dir():
-            script = [str(HERE / "make_checkpoint.py"), group.model, str(checkpoint)]
+    def checkpoint(self, model: str) -> Path:
+        """A random checkpoint of the model, made once."""
+        path = self._scratch / model
+        if not path.is_dir():
+            script = [str(HERE / "make_checkpoint.py"), model, str(path)]
             subprocess.run([str(self._vllm / "bin" / "python"), *script], check=True)
+        return path
+
+    @contextmanager
+    def server(self, group: Group, out: Path) -> Iterator[str]:
+        """A server that is captured as ``out`` once it has stopped; its URL."""
+        checkpoint = self.checkpoint(group.model)
         port = free_port()
         serve = [str(self._vllm / "bin" / "vllm"), "serve", str(checkpoint), *SERVER]
         serve += ["--port", str(port), *group.serve]
         if group.blocks:
             serve += ["--num-gpu-blocks-override", str(group.blocks)]
-        log = (self._scratch / "server.log").open("wb")
+        log = (self._scratch / f"server-{group.name}.log").open("wb")
         command = [frontier(), "capture", "--out", str(out), "--", *serve]
         if group.pair:
             file = self._scratch / "pair.yaml"
