@@ -137,9 +137,12 @@ class Bases:
     def deployment(self, settings: Settings) -> tuple[Raw, list[str]]:
         """The deployment of a point, as its file would have it, and what to know of it.
 
-        Raises ConfigError for a key that names nothing.
+        Raises ConfigError for a key that names nothing, or no base.
         """
-        base = self.by_name[str(settings.get(BASE, self.default))]
+        name = str(settings.get(BASE, self.default))
+        if not name:
+            raise ConfigError("base: needed, the workload has no deployment of its own")
+        base = self.by_name[name]
         raw = copy.deepcopy(base.raw)
         for key, value in settings.items():
             if key not in (BASE, *RUN_KEYS):

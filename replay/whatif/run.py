@@ -22,7 +22,7 @@ from replay.whatif.results import Journal, write_results
 from replay.whatif.search import search
 from replay.whatif.spec import Sweep, load_sweep, statistics_of
 from simulator.deployment import find_file
-from traces.bundle import is_bundle
+from traces.bundle import is_bundle, read_bundle
 from traces.digest import batches_of, new_hash, table_digest, text_digest
 from traces.errors import ConfigError
 from traces.load import load_workload
@@ -185,16 +185,16 @@ def _bases(sweep: Sweep, sweep_path: Path, workload: Path, operators: Path | Non
     bases = Bases(home)
     if operators is None and sweep.operators is not None:
         operators = find_file(sweep.operators, home)
-    if sweep.base is not None or is_bundle(workload):
-        path = find_file(sweep.base, home) if sweep.base is not None else workload
-        bases.default = sweep.base or str(workload)
-        bases.load(bases.default, path, operators)
+    if sweep.base is not None:
+        bases.default = sweep.base
+        bases.load(bases.default, find_file(sweep.base, home), operators)
+    elif is_bundle(workload) and read_bundle(workload, eager=False).manifest.deployment:
+        bases.default = str(workload)
+        bases.load(bases.default, workload, operators)
     named = [g[BASE] for g in (*sweep.grids, *sweep.points) if BASE in g]
     for name in (n for given in named for n in (given if isinstance(given, list) else [given])):
         if name not in bases.by_name:
             bases.load(str(name), find_file(str(name), home), operators)
-    if not bases.by_name:
-        raise ConfigError(f"{sweep_path}: base: needed, {workload} is no bundle")
     return bases
 
 

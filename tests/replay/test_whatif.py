@@ -28,7 +28,7 @@ from replay.whatif.capacity import find_capacity
 from replay.whatif.keys import put, settle_memory
 from replay.whatif.points import points_of
 from replay.whatif.spec import Sweep, load_sweep
-from traces.bundle import Bundle
+from traces.bundle import Bundle, Manifest, write_bundle
 from traces.errors import ConfigError
 from traces.load import load_workload
 from traces.metrics import request_metrics
@@ -37,6 +37,7 @@ from traces.workload import scale_rate
 
 Frontier = Callable[..., Result]
 MEASURED = sample_runs("dense-high")[0]
+CORE = ["request_id", "arrival_s", "prompt_tokens", "output_tokens"]
 SWEEP = {
     "axes": {
         "engine.max_num_seqs": [4, 64],
@@ -260,6 +261,13 @@ def test_what_cannot_be_swept(whatif: Callable[..., Result], tmp_path: Path) -> 
     assert "prices: needed for a cost" in refusal(whatif(SWEEP | {"objective": "cost_per_hour"}))
     assert "sample.points: 99 of a grid of 16 points" in refusal(
         whatif(SWEEP | {"sample": {"points": 99}})
+    )
+    requests = load_workload(MEASURED).requests.select(CORE)
+    trace = write_bundle(
+        tmp_path / "trace", Manifest("simulated", "client"), {"requests": requests}
+    )
+    assert "base: needed, the workload has no deployment of its own" in refusal(
+        whatif(SWEEP, workload=trace.path)
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
