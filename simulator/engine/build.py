@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import llvmlite
-import llvmlite.binding as llvm
+from simulator.engine.loader import Code, UnknownObject
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 HOME = Path(__file__).resolve().parent
 SOURCES = ("engine/*.py", "clock.py", "scheduling/request.py")  # of code and its constants
+SEAL_BYTES = 16  # a checksum behind each file of the cache
 KINDS: dict[str, Any] = {"int": ctypes.c_int64, "bool": ctypes.c_int64, "None": None}
 
 
@@ -47,45 +49,52 @@ def symbol_of(function: Callable[..., Any]) -> str:
 
 @cache
 def _code() -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    features = llvm.get_host_cpu_features().flatten()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(_object(machine, features)))
-    engine.finalize_object()
-    return engine
+    content = _object()
+    try:
+        return Code(content)
+    except UnknownObject:
+        from simulator.engine import llvm
+
+        return llvm.load(content)
 
 
-def _object(machine: Any, features: str) -> bytes:
+def _object() -> bytes:
     """The object file, from the cache or made and put there."""
-    digest = blake2b(f"{llvmlite.__version__} {machine.triple} {features}".encode(), digest_size=12)
-    for pattern in SOURCES:
-        for file in sorted(HOME.parent.glob(pattern)):
-            digest.update(file.read_bytes())
-    name = f"engine-{digest.hexdigest()}.o"
+    name = f"engine-{_digest()}.o"
     for place in _places():
         with suppress(OSError):
-            return (place / name).read_bytes()
-    made: bytes = machine.emit_object(_optimised(machine))
+            if kept := _unsealed((place / name).read_bytes()):
+                return kept
+    from simulator.engine import llvm
+
+    made = llvm.machine_code(_assembly())
     for place in _places():
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            _write(place / name, made)
+            _write(place / name, made + _seal(made))
             break
     return made
 
 
-def _optimised(machine: Any) -> Any:
-    """The engine as one LLVM module, optimised as a whole."""
-    module = llvm.parse_assembly(_assembly())
-    module.triple, module.data_layout = machine.triple, str(machine.target_data)
-    tuning = llvm.create_pipeline_tuning_options(speed_level=1)
-    builder = llvm.create_pass_builder(machine, tuning)
-    builder.getModulePassManager().run(module, builder)
-    return module
+def _digest() -> str:
+    """Of all that machine code depends on."""
+    digest = blake2b(f"{sys.platform} {os.uname().machine} ".encode(), digest_size=12)
+    if library := find_spec("llvmlite"):
+        digest.update(Path(str(library.origin)).with_name("_version.py").read_bytes())
+    for pattern in SOURCES:
+        for file in sorted(HOME.parent.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _seal(content: bytes) -> bytes:
+    return blake2b(content, digest_size=SEAL_BYTES).digest()
+
+
+def _unsealed(kept: bytes) -> bytes:
+    """What a file of the cache holds; nothing if it is broken."""
+    content, seal = kept[:-SEAL_BYTES], kept[-SEAL_BYTES:]
+    return content if seal == _seal(content) else b""
 
 
 def _assembly() -> str:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from simulator.engine.advance import tell
-from simulator.engine.layout import model_at, pipeline_at, replica_of, winner_of, world_at
+from simulator.engine.layout import (
+    model_at,
+    pipeline_at,
+    replica_of,
+    shape_of,
+    winner_of,
+    world_at,
+)
 from simulator.engine.pipeline import last_end_of
 from simulator.engine.quiet import settle
 from simulator.engine.run import play, run_to
@@ -13,8 +20,13 @@ from simulator.engine.turn import send
 
 
 def evaluate(model: int) -> None:
-    """Predict the times of a step of the model's shape."""
-    predict(model_at(model))
+    """Predict the times of a step of the model's shape; without word of others it steps alone."""
+    m = model_at(model)
+    shape = shape_of(m, 0)
+    if not shape.engine_tokens:
+        shape.engine_tokens = shape.most_tokens = shape.tokens
+        shape.most_rows = shape.rows
+    predict(m)
 
 
 def last_end(pipeline: int) -> int:

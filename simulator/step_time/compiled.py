@@ -15,6 +15,7 @@ from simulator.engine.build import load
 from simulator.engine.entries import evaluate
 from simulator.engine.layout import Coefficient, Model, Shape
 from simulator.engine.layout import Term as Record
+from simulator.engine.memory import ints_of, place_of
 from simulator.step_time.base import BatchShape, StepTimes
 from simulator.step_time.functions import (
     ActiveExperts,
@@ -32,10 +33,7 @@ from simulator.step_time.functions import (
 from traces.errors import ConfigError
 
 FEATURES = tuple(Shape.__annotations__)
-ENGINE_TOKENS, MOST_TOKENS = (FEATURES.index(f"{whose}_tokens") for whose in ("engine", "most"))
-FIRST = list(Model.__annotations__).index("forward_ps")
-TIMES = slice(FIRST, FIRST + len(StepTimes._fields))
-MOST_ROWS = FEATURES.index("most_rows")
+TIMES_AT = place_of(Model, StepTimes._fields[0] + "_ps") * 8  # they follow one another
 Sum = Sequence[tuple[float, Function]]  # (coefficient, function) pairs
 Fields = dict[str, int]
 
@@ -98,8 +96,8 @@ class CompiledStepTime:
         self.address: int = self._model.ctypes.data
         self._features = attrgetter(*FEATURES)
         self._pack = Struct(f"{len(FEATURES)}q").pack_into
-        self._asked = memoryview(self._shape.view(np.int64))
-        self._answer = memoryview(self._model.view(np.int64))
+        self._unpack = Struct(f"{len(StepTimes._fields)}q").unpack_from
+        self._asked, self._answer = ints_of(self._shape), ints_of(self._model)
         self._evaluate = load(evaluate)
 
     def times(self, shape: BatchShape) -> StepTimes:
@@ -107,12 +105,9 @@ class CompiledStepTime:
 
         A rank of which no more is said steps alone.
         """
-        self._pack(self._shape, 0, *self._features(shape))
-        if not shape.engine_tokens:
-            self._asked[ENGINE_TOKENS] = self._asked[MOST_TOKENS] = shape.tokens
-            self._asked[MOST_ROWS] = shape.rows
+        self._pack(self._asked, 0, *self._features(shape))
         self._evaluate(self.address)
-        return StepTimes(*self._answer[TIMES])
+        return StepTimes._make(self._unpack(self._answer, TIMES_AT))
 
     def last_shape(self) -> BatchShape:
         """Shape of the step asked for last."""

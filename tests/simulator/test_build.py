@@ -3,55 +3,154 @@
 from __future__ import annotations
 
 import ast
+import ctypes
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import llvmlite.binding as llvm
 import pytest
 
 from simulator.engine import build
+from simulator.engine.loader import Code, UnknownObject
 
 PART = """
-define i64 @"simulator.engine.entries.answer"() {
+define i64 @"simulator.engine.entries.answer"() nounwind {
   %made = call i64 @"helper"()
   ret i64 %made
 }
-define i64 @"helper"() { ret i64 42 }
+define i64 @"helper"() nounwind { ret i64 42 }
 """
 
 
+NAME = "simulator.engine.entries.answer"
+
+
 @pytest.fixture
-def machine() -> object:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine()
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A place that cannot be, and two that can; there is no machine code in them."""
+    (tmp_path / "a file").touch()
+    found = [tmp_path / "a file" / "no folder can be here", tmp_path / "b", tmp_path / "c"]
+    monkeypatch.setattr(build, "_places", lambda: iter(found))
+    return found
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was made anew, of a small module in place of the engine."""
+    translated: list[str] = []
+    monkeypatch.setattr(build, "_assembly", lambda: translated.append(PART) or PART)
+    return translated
+
+
+def answer(content: bytes) -> int:
+    code = Code(content)
+    answered: int = ctypes.CFUNCTYPE(ctypes.c_int64)(code.get_function_address(NAME))()
+    return answered
 
 
 def test_machine_code_is_kept_in_the_first_place_there_is(
-    machine: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: list[Path], made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "a file"
-    file.touch()
-    places = [file / "no folder can be here", tmp_path / "second", tmp_path / "third"]
-    translated = []
-    monkeypatch.setattr(build, "_places", lambda: iter(places))
-    monkeypatch.setattr(build, "_assembly", lambda: translated.append(1) or PART)
-    made = build._object(machine, "features")
-    assert [p.read_bytes() for p in places[1].glob("engine-*.o")] == [made]
+    first = build._object()
+    assert len([*places[1].glob("engine-*.o")]) == 1
     assert not places[2].exists()
-    assert build._object(machine, "features") == made
-    assert len(translated) == 1
-    build._object(machine, "other features")
-    assert len(translated) == 2
+    assert build._object() == first
+    assert len(made) == 1
+    monkeypatch.setattr(build, "_digest", lambda: "of another machine")
+    build._object()
+    assert len(made) == 2
     assert len([*places[1].iterdir()]) == 2
 
 
 def test_nowhere_to_keep_it_is_no_failure(
-    machine: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: list[Path], made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(build, "_places", lambda: iter([tmp_path / "file" / "none"]))
-    monkeypatch.setattr(build, "_assembly", lambda: PART)
-    assert build._object(machine, "features")
+    monkeypatch.setattr(build, "_places", lambda: iter(places[:1]))
+    assert answer(build._object()) == 42
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda kept: b"",
+        lambda kept: kept[:7],
+        lambda kept: kept[: len(kept) // 2],
+        lambda kept: kept[:-1],
+        lambda kept: kept[: -build.SEAL_BYTES],
+        lambda kept: kept[:99] + bytes([kept[99] ^ 1]) + kept[100:],
+        lambda kept: Path(sys.executable).read_bytes(),
+    ],
+    ids=["empty", "a few bytes", "half", "a byte short", "unsealed", "a bit", "another file"],
+)
+def test_a_broken_file_is_made_anew(
+    places: list[Path], made: list[str], spoil: Callable[[bytes], bytes]
+) -> None:
+    sound = build._object()
+    (kept,) = places[1].iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(spoil(whole))
+    assert build._object() == sound
+    assert kept.read_bytes() == whole
+    assert len(made) == 2
+
+
+def test_a_place_that_is_only_read(
+    places: list[Path], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is used; what is broken there is made anew elsewhere."""
+    sound = build._object()
+    (kept,) = places[1].iterdir()
+    write = build._write
+
+    def only_read(file: Path, content: bytes) -> None:
+        if file.parent == places[1]:
+            raise PermissionError(errno.EROFS, "read-only file system", str(file))
+        write(file, content)
+
+    monkeypatch.setattr(build, "_write", only_read)
+    assert build._object() == sound
+    assert len(made) == 1
+    kept.write_bytes(b"broken")
+    assert build._object() == sound
+    assert (places[2] / kept.name).is_file()
+    assert build._object() == sound
+    assert len(made) == 2
+
+
+PROCESS = f"""
+import sys
+from pathlib import Path
+from simulator.engine import build
+build._places = lambda: iter([Path(sys.argv[1])])
+build._assembly = lambda: {PART!r}
+def answer() -> int: ...
+answer.__module__ = "simulator.engine.entries"
+answer.__annotations__ = {{"return": "int"}}
+print(build.load(answer)(), "llvmlite" in sys.modules)
+"""
+
+
+def test_processes_that_start_at_once(tmp_path: Path) -> None:
+    """Each makes the machine code, one's is kept, and the next process needs no LLVM."""
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [each.communicate(timeout=100)[0].split()[0] for each in running] == ["42"] * 4
+    assert len([*tmp_path.iterdir()]) == 1
+    after = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert after.stdout.split() == ["42", "False"]
+
+
+def test_what_the_loader_does_not_know_llvm_loads(
+    places: list[Path], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_assembly", lambda: "@kept = global i64 42\n" + PART)
+    with pytest.raises(UnknownObject, match="section of type 1, flags 0x"):
+        Code(build._object())
+    loaded = build._code.__wrapped__()  # in memory as long as this lives
+    assert not isinstance(loaded, Code)
+    assert ctypes.CFUNCTYPE(ctypes.c_int64)(loaded.get_function_address(NAME))() == 42
 
 
 def test_a_place_the_user_names_comes_first(
@@ -68,7 +167,7 @@ def test_the_cache_knows_every_source_that_the_code_depends_on() -> None:
         for pattern in build.SOURCES
         for file in build.HOME.parent.glob(pattern)
     }
-    python_only = {"assembly", "build", "memory", "records", "translate"}
+    python_only = {"assembly", "build", "llvm", "loader", "memory", "records", "translate"}
     for file in build.HOME.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if file.stem not in python_only and isinstance(node, ast.ImportFrom):

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.engine import llvm
 from simulator.engine.build import compiled, symbol_of
 from simulator.engine.layout import Request, World, request_of, world_at
 from simulator.engine.records import copy
@@ -85,15 +85,12 @@ def swap_in_memory(world: int) -> int:
     return a.priority
 
 
+FUNCTIONS = (arithmetic, ways, reals, swap_in_memory)
+
+
 @pytest.fixture(scope="module")
 def machine_code() -> Callable[[Any], Any]:
-    functions = (arithmetic, ways, reals, swap_in_memory)
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(assembly(functions))
-    machine = llvm.Target.from_default_triple().create_target_machine()
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
+    engine = llvm.load(llvm.machine_code(assembly(FUNCTIONS)))
 
     def load(function: Any) -> Any:
         *takes, gives = (C_TYPES[kind] for kind in function.__annotations__.values())
