@@ -21,7 +21,7 @@ demo: $(VENV)/.ready ## fit on a shipped capture, replay another, write the repo
 	$(BIN)/frontier demo --out out/demo
 
 test: $(VENV)/.ready ## everything that needs neither a GPU nor vLLM
-	$(BIN)/pytest -q -n 2 -m 'not vllm and not bench and not long' tests traces simulator replay validation reports
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not vllm and not bench and not long' tests traces simulator replay validation reports
 
 lint: $(VENV)/.ready ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

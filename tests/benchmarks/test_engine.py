@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from bench_workloads import BENCHES, ENGINE, MOONCAKE, Bench, full_tables, shared_experts
 
+from replay.startup import load_pyarrow
 from simulator.arrivals import OpenLoop
 from simulator.fleet import CompiledFleet, PlainFleet
 from simulator.records import requests_table
@@ -46,7 +47,15 @@ def simulate(bench: Bench, kind: type[CompiledFleet] | type[PlainFleet]) -> dict
     cpu_s = time.process_time() - begun_s
     steps, quiet = fleet.steps() if isinstance(fleet, CompiledFleet) else (0, 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu_s": cpu_s, "requests": len(table), "steps": steps, "quiet": quiet, "rss_mib": peak}
+    return {"cpu_s": cpu_s, "requests": len(table), "steps": steps, "quiet": quiet,
+            "rss_mib": peak, "own_mib": own_mib()}  # fmt: skip
+
+
+def own_mib() -> float:
+    """Memory of this process that is not a file's; of files it holds what others have read too."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def measured(bench: str, change: dict[str, float] | None = None) -> dict[str, float]:
@@ -65,7 +74,8 @@ def line(name: str, m: dict[str, float]) -> str:
     return (
         f"{name:<16} {m['requests']:>9,.0f} requests {m['cpu_s']:8.2f} CPU s "
         f"{m['requests'] / m['cpu_s']:>9,.0f} requests/s {m['steps'] / m['cpu_s']:>11,.0f} steps/s "
-        f"{m['quiet'] / max(1, m['steps']):5.0%} quiet {m['rss_mib']:6.0f} MiB"
+        f"{m['quiet'] / max(1, m['steps']):5.0%} quiet {m['rss_mib']:6.0f} MiB "
+        f"({m['own_mib']:.0f} without files)"
     )
 
 
@@ -152,5 +162,6 @@ def test_gate(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 if __name__ == "__main__":
+    load_pyarrow()  # as the command line does
     chosen = replace(BENCHES[sys.argv[1]], **json.loads(sys.argv[2]))
     print(json.dumps(simulate(chosen, CompiledFleet)))

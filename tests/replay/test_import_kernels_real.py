@@ -30,13 +30,22 @@ PLACES = {
 }
 
 
+class Imported(dict[str, Path]):
+    """Profiles by name, each imported when it is first asked for."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def __missing__(self, name: str) -> Path:
+        source = "network" if name == "nccl-tests" else name
+        import_kernels(source, SHARED / PLACES[name], self._home / name, Selection())
+        self[name] = self._home / name
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def profiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("profiles")
-    for name, place in PLACES.items():
-        source = "network" if name == "nccl-tests" else name
-        import_kernels(source, SHARED / place, root / name, Selection())
-    return {name: root / name for name in PLACES}
+    return Imported(tmp_path_factory.mktemp("profiles"))
 
 
 def frame(profile: Path) -> pd.DataFrame:

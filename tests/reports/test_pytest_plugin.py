@@ -25,40 +25,63 @@ def test_what_was_not_compared(frontier_scorecard):
 """
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Path:
-    fake_pair(tmp_path)
-    fake_bundle(tmp_path / "worse", seed=9, slower=1.3, warmups=4, kind="simulated")
-    return tmp_path
+RUNS = {  # in this order, in one process: what they import takes longer than they do
+    "no baseline": "-k accuracy test_gate.py",
+    "baseline made": "-k accuracy --frontier-update-baselines test_gate.py",
+    "held": "-k accuracy test_gate.py",
+    "worse": "-k accuracy test_worse.py",
+    "not compared": "-k not_compared test_gate.py",
+}
+PROCESS = """
+import sys, pytest
+for line in sys.argv[1:]:
+    code = pytest.main(["-p", "reports.pytest_plugin", "-p", "no:cacheprovider", "-qs", *line.split()])
+    print(f"\\x1e{int(code)}\\x1e")
+"""
 
 
-def run_pytest(lab: Path, *arguments: str, simulated: str = "simulated") -> tuple[int, str]:
-    (lab / "test_gate.py").write_text(TEST.format(simulated=simulated))
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("lab")
+    fake_pair(home)
+    fake_bundle(home / "worse", seed=9, slower=1.3, warmups=4, kind="simulated")
+    for name, simulated in (("gate", "simulated"), ("worse", "worse")):
+        (home / f"test_{name}.py").write_text(TEST.format(simulated=simulated))
+    return home
+
+
+@pytest.fixture(scope="module")
+def outcomes(lab: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each run."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "reports.pytest_plugin", "-p", "no:cacheprovider",
-         "-q", *arguments, "test_gate.py"],
-        cwd=lab, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", PROCESS, *RUNS.values()],
+        cwd=lab, capture_output=True, text=True, timeout=120, check=True,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+    texts, codes = (done.stdout.split("\x1e")[k::2] for k in (0, 1))
+    return {
+        name: (int(code), text) for name, code, text in zip(RUNS, codes, texts, strict=False)
+    }
 
 
-def test_a_team_gates_in_its_own_tests(lab: Path) -> None:
-    code, text = run_pytest(lab, "-k", "accuracy")
+def test_a_team_gates_in_its_own_tests(lab: Path, outcomes: dict[str, tuple[int, str]]) -> None:
+    code, text = outcomes["no baseline"]
     assert code == 1
     assert "no baseline there; make one with --update-baseline" in text
-    assert run_pytest(lab, "-k", "accuracy", "--frontier-update-baselines")[0] == 0
+    assert outcomes["baseline made"][0] == 0
     assert (lab / "base.json").is_file()
     assert (lab / "out" / "report.html").is_file()
-    assert run_pytest(lab, "-k", "accuracy")[0] == 0
-    code, text = run_pytest(lab, "-k", "accuracy", simulated="worse")
+    assert outcomes["held"][0] == 0
+    code, text = outcomes["worse"]
     assert code == 1
     assert "regression: " in text
     assert "Traceback" not in text
 
 
-def test_an_error_that_is_not_there_fails_the_test(lab: Path) -> None:
-    code, text = run_pytest(lab, "-k", "not_compared")
+def test_an_error_that_is_not_there_fails_the_test(
+    outcomes: dict[str, tuple[int, str]],
+) -> None:
+    code, text = outcomes["not compared"]
     assert code == 1
     assert "transfer mean: not compared" in text
 
