@@ -35,11 +35,15 @@ def compiled(function: F) -> F:
     return function
 
 
-def load(function: F) -> F:
-    """Machine code of an entry; takes seconds where none is cached yet."""
+def load(function: F, *, brief: bool = False) -> F:
+    """Machine code of an entry; takes seconds where none is cached yet.
+
+    Other threads run meanwhile, unless a call is so ``brief`` that letting them takes longer.
+    """
     *takes, gives = (KINDS[kind] for kind in function.__annotations__.values())
     address = _code().get_function_address(symbol_of(function))
-    return cast(F, ctypes.CFUNCTYPE(gives, *takes)(address))
+    prototype = ctypes.PYFUNCTYPE if brief else ctypes.CFUNCTYPE
+    return cast(F, prototype(gives, *takes)(address))
 
 
 def symbol_of(function: Callable[..., Any]) -> str:

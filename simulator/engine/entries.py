@@ -23,6 +23,7 @@ def evaluate(model: int) -> None:
     """Predict the times of a step of the model's shape; without word of others it steps alone."""
     m = model_at(model)
     shape = shape_of(m, 0)
+    shape.prefill_rows = shape.rows - shape.decodes
     if not shape.engine_tokens:
         shape.engine_tokens = shape.most_tokens = shape.tokens
         shape.most_rows = shape.rows

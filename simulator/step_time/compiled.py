@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_int64
 from dataclasses import fields
 from operator import attrgetter
 from struct import Struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ from simulator.step_time.functions import (
 from traces.errors import ConfigError
 
 FEATURES = tuple(Shape.__annotations__)
+GIVEN = {field.name for field in fields(BatchShape)}  # the rest is found by ``evaluate``
 TIMES_AT = place_of(Model, StepTimes._fields[0] + "_ps") * 8  # they follow one another
 Sum = Sequence[tuple[float, Function]]  # (coefficient, function) pairs
 Fields = dict[str, int]
@@ -94,11 +97,12 @@ class CompiledStepTime:
         ):  # fmt: skip
             self._model[key] = array.ctypes.data
         self.address: int = self._model.ctypes.data
-        self._features = attrgetter(*FEATURES)
-        self._pack = Struct(f"{len(FEATURES)}q").pack_into
+        self._features = attrgetter(*(name for name in FEATURES if name in GIVEN))
+        self._pack = Struct("".join("q" if name in GIVEN else "8x" for name in FEATURES)).pack_into
         self._unpack = Struct(f"{len(StepTimes._fields)}q").unpack_from
         self._asked, self._answer = ints_of(self._shape), ints_of(self._model)
-        self._evaluate = load(evaluate)
+        self._evaluate: Callable[[Any], None] = load(evaluate, brief=True)
+        self._argument = c_int64(self.address)  # made once
 
     def times(self, shape: BatchShape) -> StepTimes:
         """Times of a step of this shape; one beyond the model's range is counted.
@@ -106,7 +110,7 @@ class CompiledStepTime:
         A rank of which no more is said steps alone.
         """
         self._pack(self._asked, 0, *self._features(shape))
-        self._evaluate(self.address)
+        self._evaluate(self._argument)
         return StepTimes._make(self._unpack(self._answer, TIMES_AT))
 
     def last_shape(self) -> BatchShape:

@@ -74,7 +74,7 @@ def test_a_step_time_from_python(capsys: pytest.CaptureFixture[str]) -> None:
     took = {}
     for name, call in {
         "from Python": lambda: model.times(shape),
-        "without its arguments and answer": lambda: model._evaluate(model.address),
+        "without its arguments and answer": lambda: model._evaluate(model._argument),
     }.items():
         runs = []
         for _ in range(5):

@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.skipif(not set(FITTED_ON) <= set(sample_groups()), reason="no sample bundles"),
 ]
 
+LIKE_OTHERS = ("dense-low", "dense-sessions", "moe-low")  # in the long tests only
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
@@ -76,10 +78,16 @@ def each_in_the_simulations_place(real: Sequence[Bundle]) -> Iterator[tuple[Scor
         yield build(measured, real[b], rest), build(measured, real[a], rest)
 
 
+@pytest.mark.parametrize(
+    "less_of", [LIKE_OTHERS, pytest.param((), marks=pytest.mark.long)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.term)
-def test_a_seeded_fault_is_found_and_named(fault: Fault, lab: Lab) -> None:
+def test_a_seeded_fault_is_found_and_named(
+    fault: Fault, less_of: tuple[str, ...], lab: Lab
+) -> None:
     """On every group where it moves a gated statistic by 3 s, of which there is one at least."""
-    outcomes = [lab.seed(fault, group) for known, group in cases() if known is fault]
+    groups = [group for known, group in cases() if known is fault and group not in less_of]
+    outcomes = [lab.seed(fault, group) for group in groups]
     if not outcomes:
         pytest.skip("no sample bundles of it")
     shown = [o for o in outcomes if o.shown]

@@ -35,7 +35,8 @@ RUNS = {  # in this order, in one process: what they import takes longer than th
 PROCESS = """
 import sys, pytest
 for line in sys.argv[1:]:
-    code = pytest.main(["-p", "reports.pytest_plugin", "-p", "no:cacheprovider", "-qs", *line.split()])
+    plugins = ["-p", "reports.pytest_plugin", "-p", "no:cacheprovider"]
+    code = pytest.main([*plugins, "-qs", *line.split()])
     print(f"\\x1e{int(code)}\\x1e")
 """
 
@@ -59,9 +60,7 @@ def outcomes(lab: Path) -> dict[str, tuple[int, str]]:
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     texts, codes = (done.stdout.split("\x1e")[k::2] for k in (0, 1))
-    return {
-        name: (int(code), text) for name, code, text in zip(RUNS, codes, texts, strict=False)
-    }
+    return {name: (int(code), text) for name, code, text in zip(RUNS, codes, texts, strict=False)}
 
 
 def test_a_team_gates_in_its_own_tests(lab: Path, outcomes: dict[str, tuple[int, str]]) -> None:
