@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not set(FITTED_ON) <= set(sample_groups()), reason="no sample bundles"),
 ]
 
-LIKE_OTHERS = ("dense-low", "dense-sessions", "moe-low")  # in the long tests only
+LIKE_OTHERS = ("dense-low", "dense-high", "dense-sessions", "moe-low")  # in the long tests only
 
 
 @pytest.fixture(scope="module")

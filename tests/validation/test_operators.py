@@ -21,12 +21,15 @@ KEY = {
 
 
 def gemms(noise: float = 0.0) -> pd.DataFrame:
-    """A grid of GEMMs whose time is launch + roofline, with log-normal noise."""
+    """A grid of GEMMs whose time is launch + roofline, with log-normal noise.
+
+    Too small for trees, which tests/simulator/test_operators_fit.py is about: fitted in no time.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for m in 2 ** np.arange(0, 13):
-        for n in (1024, 2048, 4096, 8192):
-            for k in (1024, 4096, 8192):
+        for n in (2048, 4096, 8192):
+            for k in (4096, 8192):
                 flops, moved = 2.0 * m * n * k, 2.0 * (m * k + n * k + m * n)
                 seconds = 3e-6 + max(flops / 7e14, moved / 2.8e12)
                 seconds *= np.exp(noise * rng.standard_normal())
@@ -35,33 +38,27 @@ def gemms(noise: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def few(noise: float = 0.0) -> pd.DataFrame:
-    """Too few for trees to be fitted: in no time."""
-    rows = gemms(noise)
-    return rows[(rows.n > 1024) & (rows.k > 1024)].reset_index(drop=True)
-
-
 def test_a_held_grid_line_is_predicted_from_the_others() -> None:
     found = score(gemms(), "m in [16, 256]")["linear"]
-    assert found.n == 2 * 4 * 3
+    assert found.n == 2 * 3 * 2
     assert found.mape < 0.05
     assert found.within_10 > 0.9
     assert (found.extrapolated, found.refused) == (0.0, 0)
 
 
 def test_beyond_the_grid_is_extrapolation() -> None:
-    found = score(few(), "m >= 2048")["linear"]
+    found = score(gemms(), "m >= 2048")["linear"]
     assert found.extrapolated == 1.0
 
 
 def test_noise_shows_as_error() -> None:
-    quiet, noisy = (score(few(noise), "m in [16, 256]")["linear"].mape for noise in (0.0, 0.2))
+    quiet, noisy = (score(gemms(noise), "m in [16, 256]")["linear"].mape for noise in (0.0, 0.2))
     assert noisy > 0.1 > quiet
 
 
 def test_a_key_with_too_few_rows_left_is_refused() -> None:
-    others = few().iloc[:4].assign(device="h200_sxm")
-    found = score(pd.concat([few(), others]), "m == 16 or device == 'h200_sxm'")["linear"]
+    few = gemms().iloc[:4].assign(device="h200_sxm")
+    found = score(pd.concat([gemms(), few]), "m == 16 or device == 'h200_sxm'")["linear"]
     assert (found.n, found.refused) == (6, 4)
 
 
@@ -73,12 +70,12 @@ def test_a_key_with_too_few_rows_left_is_refused() -> None:
 ])  # fmt: skip
 def test_expressions_that_cannot_be_used(holdout: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        score(few(), holdout)
+        score(gemms(), holdout)
     assert str(error.value).startswith(message)
 
 
 def test_the_command_writes_fractions(tmp_path: Path, frontier: Callable[..., Result]) -> None:
-    few().to_parquet(tmp_path / "kernels.parquet")
+    gemms().to_parquet(tmp_path / "kernels.parquet")
     out = tmp_path / "s.json"
     result = frontier("operators", "score", tmp_path, "--holdout", "m == 64", "--out", out)
     assert result.exit_code == 0, result.output
