@@ -99,6 +99,19 @@ def test_a_line_s_own_kernel_is_learned_from_its_points() -> None:
     assert corrected.mean() < errors(library, rows[held]).mean()
 
 
+def test_messages_between_measured_sizes_lie_on_a_straight_line() -> None:
+    """Rates that no common law explains: other ones by size and by number of ranks."""
+    size, ranks = (a.ravel() for a in np.meshgrid(2.0 ** np.arange(9, 30), [2, 4, 8]))
+    rate = np.choose(np.searchsorted([2, 4, 8], ranks), [200e9, 60e9, 140e9])
+    seconds = 10e-6 + np.minimum(size, 2**22) / rate + np.maximum(size - 2**22, 0) / (4 * rate)
+    rows = pd.DataFrame({"operator": "all_gather", "bytes": size, "ranks": ranks, "nodes": 1,
+                         **KEY, "duration_s": seconds})  # fmt: skip
+    held = rows.bytes.isin([4096, 2**17, 2**20, 2**27])
+    library = fit_library(rows[~held])
+    assert library.operators[0].corrections[0].choice["both"] == "straight"
+    assert errors(library, rows[held]).max() < 1e-6
+
+
 def test_a_measured_point_is_returned_and_repeats_are_averaged() -> None:
     rows = few()
     again = rows.assign(duration_s=rows["duration_s"] * 1.21)
