@@ -140,10 +140,17 @@ class _Hidden:
     group: list[npt.NDArray[np.int64]]
 
 
-def fit_correction(sample: Sample, axis: Axis, how: Boosting | None) -> Correction | None:
+Turns = dict[tuple[str, int], Trees]
+"""Trees by the coordinate whose values were hidden from them, and in which turn."""
+
+
+def fit_correction(
+    sample: Sample, axis: Axis, how: Boosting | None, turns: Turns
+) -> Correction | None:
     """Learn a correction along ``axis``; None where the grid has no lines along it.
 
-    ``how`` are the trees whose residuals are corrected; None stands for no trees.
+    ``how`` are the trees whose residuals are corrected; None stands for no trees. ``turns`` keeps
+    them for further axes along the same coordinate of the sample.
     """
     values, rank = np.unique(np.asarray(sample.place[axis.along], float), return_inverse=True)
     if len(values) < LEAST_VALUES:
@@ -156,7 +163,7 @@ def fit_correction(sample: Sample, axis: Axis, how: Boosting | None) -> Correcti
     for turn, hide in enumerate(
         [*(rank % HIDDEN_TURNS == i for i in range(HIDDEN_TURNS)), largest]
     ):
-        _hide(hidden, sample, axis, position, line, hide, how, turn)
+        _hide(hidden, sample, axis, position, line, hide, how, turn, turns)
     if not hidden.truth:
         return None
     return _choose(axis, hidden)
@@ -170,7 +177,7 @@ def octave_position(place: Place, axis: Axis) -> Floats:
 
 def _hide(
     hidden: _Hidden, sample: Sample, axis: Axis, position: Floats, line: npt.NDArray[np.int64],
-    hide: Bools, how: Boosting | None, turn: int,
+    hide: Bools, how: Boosting | None, turn: int, turns: Turns,
 ) -> None:  # fmt: skip
     near = neighbours(position, line, ~hide)
     asked = np.flatnonzero(hide & near.any)
@@ -179,10 +186,12 @@ def _hide(
     asked = _some(asked, MOST_ROWS // 2)
     base = np.zeros(len(hide))
     if how is not None:
-        shown = _some(np.flatnonzero(~hide), MOST_ROWS)
-        trees = fit_trees(sample.features[shown], sample.residual[shown], how)
+        this = (axis.along, turn)
+        if this not in turns:
+            shown = _some(np.flatnonzero(~hide), MOST_ROWS)
+            turns[this] = fit_trees(sample.features[shown], sample.residual[shown], how)
         wanted = np.unique(np.concatenate([asked, near.below[asked], near.above[asked]]))
-        base[wanted] = trees.predict(sample.features[wanted])
+        base[wanted] = turns[this].predict(sample.features[wanted])
     part = near.of(asked)
     known = Known(sample.log_s, sample.residual, base)
     roofline = (sample.log_s - sample.residual)[asked]

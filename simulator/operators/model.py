@@ -21,6 +21,7 @@ from simulator.operators.correction import (
     Correction,
     Known,
     Sample,
+    Turns,
     fit_correction,
     octave_position,
 )
@@ -165,7 +166,9 @@ def fit_operator(
     )
     how = BASE if len(first) >= LEAST_TREES else None
     trees = fit_trees(sample.features, sample.residual, how) if how else None
-    corrections = [c for a in family.axes if (c := fit_correction(sample, a, how)) is not None]
+    turns: Turns = {}
+    found = [fit_correction(sample, axis, how, turns) for axis in family.axes]
+    corrections = [correction for correction in found if correction is not None]
     numbers = ranged(shape)
     named = [n for n, v in sample.place.items() if v.dtype == object or n in family.labels]
     return FittedOperator(
