@@ -217,17 +217,16 @@ def _choose(axis: Axis, hidden: _Hidden) -> Correction:
     """The choice with the least error on hidden points, for one and for two neighbours."""
     truth, both = np.concatenate(hidden.truth), np.concatenate(hidden.both)
     options = {name: np.concatenate(found) for name, found in hidden.options.items()}
-    trees = None
+    rows = np.c_[np.concatenate(hidden.features), np.concatenate(hidden.seen)]
+    miss = truth - options[BASE]
     if len(truth) >= LEAST_LEARNED:
-        rows = np.c_[np.concatenate(hidden.features), np.concatenate(hidden.seen)]
-        miss, group = truth - options[BASE], np.concatenate(hidden.group)
+        group = np.concatenate(hidden.group)
         crossed = np.zeros(len(truth))
         for fold in (0, 1):  # the learned choice is judged on turns that it did not see
             rest = group % 2 == fold
             if rest.any() and not rest.all():
                 crossed[rest] = fit_trees(rows[~rest], miss[~rest], SMALL).predict(rows[rest])
         options[LEARNED] = options[BASE] + crossed
-        trees = fit_trees(rows, miss, SMALL)
     options = with_means(options)
     choice: dict[str, str] = {}
     error: dict[str, float] = {}
@@ -238,10 +237,11 @@ def _choose(axis: Axis, hidden: _Hidden) -> Correction:
         choice[side] = min(errors, key=lambda name: errors[name])
         error[side] = errors[choice[side]]
         chosen[mask] = options[choice[side]][mask]
+    learned = any(LEARNED in name for name in choice.values())
     some = _some(np.arange(len(truth)), SHOWN)
     return Correction(
         axis, choice, error, np.concatenate(hidden.point)[some], (chosen - truth)[some],
-        trees if any(LEARNED in c for c in choice.values()) else None,
+        fit_trees(rows, miss, SMALL) if learned else None,
     )  # fmt: skip
 
 

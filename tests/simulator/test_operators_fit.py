@@ -196,17 +196,18 @@ class TestOnDisk:
             load_library(tmp_path)
 
 
-def test_trees_equal_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("loss", ["squared_error", "absolute_error"])
+def test_trees_equal_those_of_scikit_learn(loss: str) -> None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     random = np.random.default_rng(0)
     features = random.normal(size=(700, 4))
     features[random.random(features.shape) < 0.2] = np.nan
     target = np.nan_to_num(features[:, 0]) * 2 + np.isnan(features[:, 1])
-    how = Boosting(trees=40, rate=0.1, leaves=15, loss="squared_error")
+    how = Boosting(trees=40, rate=0.1, leaves=15, loss=loss)
     model = HistGradientBoostingRegressor(
         max_iter=40, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=3,
-        l2_regularization=how.penalty, early_stopping=False, random_state=0,
+        l2_regularization=how.penalty, early_stopping=False, random_state=0, loss=loss,
     ).fit(features, target)  # fmt: skip
     trees = fit_trees(features, target, how)
     asked = random.normal(size=(300, 4))
