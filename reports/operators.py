@@ -23,10 +23,17 @@ IDENTITY = ("device", "engine", "engine_version", "backend", "dtype", "timing", 
 
 
 def write_scores(scores: Mapping[str, Score], out: Path) -> str:
-    """Write ``{family: {n, mape, ...}}``, fractions; returns the same as a table, in percent."""
+    """Write ``{family: {n, mape, ...}}``, fractions; returns the same as a table, in percent.
+
+    Where all rows were refused there is no error: null.
+    """
+    plain = {
+        name: {k: None if np.isnan(v) else v for k, v in asdict(score).items()}
+        for name, score in scores.items()
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({k: asdict(v) for k, v in scores.items()}, indent=1) + "\n")
+        out.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
     lines: list[tuple[str, ...]] = [
@@ -34,7 +41,7 @@ def write_scores(scores: Mapping[str, Score], out: Path) -> str:
     ]
     for name, s in scores.items():
         shares = (s.mape, s.p50, s.p95, s.within_6, s.within_10, s.extrapolated)
-        percent = (f"{100 * x:.1f} %" for x in shares)
+        percent = ("-" if np.isnan(x) else f"{100 * x:.1f} %" for x in shares)
         lines.append((name, f"{s.n:,}", *percent, f"{s.refused:,}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

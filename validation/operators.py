@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulator.operators import OPERATORS, Library, fit_library, kept_library, save_library
-from simulator.operators.library import groups_of
+from simulator.operators.library import LEAST_ROWS, groups_of
 from traces.bundle import content_hash
 from traces.check import table_faults
 from traces.errors import ConfigError, TraceError, nearest
@@ -117,8 +117,9 @@ def score(
 ) -> dict[str, Score]:
     """Score every family that has held-out rows; ``holdout`` is a pandas query.
 
-    Only keys with held-out rows are fitted. Raises ConfigError for an expression that cannot
-    be used, that holds out nothing, or that leaves a family nothing to be fitted to.
+    Only keys with held-out rows are fitted; a family that is left nothing to be fitted to has
+    all its rows refused. Raises ConfigError for an expression that cannot be used, that holds
+    out nothing, or that leaves no family anything.
     """
     held = held_out(kernels, holdout)
     known, asked = split(kernels, held, progress)
@@ -131,8 +132,6 @@ def score(
     for name in sorted(set(operator)):
         own = operator == name
         scores[name] = score_of(found.seconds[own], measured[own], found.extrapolated[own])
-        if not scores[name].n:
-            raise ConfigError(f"--holdout: too few {name} rows are left of any key to fit")
     return scores
 
 
@@ -160,8 +159,7 @@ def split(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows to fit, of keys with held-out rows only, and rows to predict.
 
-    Raises ConfigError where a whole family is held out, or where only rows timed in another
-    way are left of it.
+    Says of which families nothing can be fitted; raises ConfigError if that is all of them.
     """
     operators = kernels["operator"].to_numpy()
     for name in sorted(set(operators[held]) - set(OPERATORS)):
@@ -171,18 +169,28 @@ def split(
     operators = modelled["operator"].to_numpy()
     if not held.any():
         raise ConfigError("--holdout: no row of a family that has a model")
-    for name in sorted(set(operators[held])):
-        _refuse_unfittable(name, modelled[operators == name], held[operators == name])
+    names = sorted(set(operators[held]))
+    found = [_unfittable(n, modelled[operators == n], held[operators == n]) for n in names]
+    reasons = [f"--holdout: {reason}" for reason in found if reason]
+    if len(reasons) == len(names):
+        raise ConfigError(reasons[0])
+    for reason in reasons:
+        progress(reason)
     wanted = np.concatenate([g.rows for g in groups_of(modelled) if held[g.rows].any()])
     return modelled.iloc[wanted[~held[wanted]]], modelled.iloc[wanted[held[wanted]]]
 
 
-def _refuse_unfittable(operator: str, rows: pd.DataFrame, held: Bools) -> None:
+def _unfittable(operator: str, rows: pd.DataFrame, held: Bools) -> str:
+    """Why no held-out row of a family can be predicted; empty if some can."""
     if held.all():
-        raise ConfigError(f"--holdout: holds out every {operator} row, none is left to fit")
+        return f"holds out every {operator} row, none is left to fit"
     asked, left = set(rows["timing"][held]), set(rows["timing"][~held])
     if not asked & left:
-        raise ConfigError(
-            f"--holdout: the {operator} rows held out are timed {' and '.join(sorted(asked))}, "
+        return (
+            f"the {operator} rows held out are timed {' and '.join(sorted(asked))}, "
             f"those left {' and '.join(sorted(left))}; the two never mix in a fit"
         )
+    keys = [held[group.rows] for group in groups_of(rows)]
+    if not any(own.any() and (~own).sum() >= LEAST_ROWS for own in keys):
+        return f"too few {operator} rows are left of any key to fit"
+    return ""

@@ -97,3 +97,16 @@ def key_block(head_dim: Floats) -> Floats:
     """
     found: Floats = np.where(head_dim <= 128, 128.0, np.where(head_dim <= 192, 96.0, 80.0))
     return found
+
+
+def narrow_key_block(head_dim: Floats) -> Floats:
+    """Keys of a one-byte cache that a decode's time steps by.
+
+    As FlashAttention-3 for heads of 64 and 256 (``tile_size.h``, element_size 1); between, the
+    tables of H100 and H200 step by half of its 160.
+
+    >>> narrow_key_block(np.array([64.0, 128.0, 192.0, 256.0])).tolist()
+    [160.0, 80.0, 80.0, 128.0]
+    """
+    found: Floats = np.where(head_dim <= 64, 160.0, np.where(head_dim <= 192, 80.0, 128.0))
+    return found

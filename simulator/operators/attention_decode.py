@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulator.operators.attention import key_block, keys_of, requests_of
+from simulator.operators.attention import key_block, keys_of, narrow_key_block, requests_of
 from simulator.operators.attention_prefill import HEAD
 from simulator.operators.base import Device, Shape, label, number, octaves, waves, width
 from simulator.operators.lines import Axis
@@ -49,7 +49,7 @@ class AttentionDecode:
         batch, keys = (
             r.sum(v) for v in (np.ones_like(r.query), keys_of(r.query, r.context, own_window))
         )
-        block = key_block(size)
+        block = np.where(stored < 2, narrow_key_block(size), key_block(size))
         walk = _blocks(r.context + r.query, own_window, block[r.row])
         each = r.sum(walk) / batch
         walked = block * r.sum(walk)

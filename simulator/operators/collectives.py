@@ -27,7 +27,7 @@ class Collective:
 
     labels: tuple[str, ...] = ("ranks", "nodes")
     keyed: tuple[str, ...] = ("layer",)
-    axes: tuple[Axis, ...] = (Axis("bytes", "bytes", ("ranks", "nodes")),)
+    axes: tuple[Axis, ...] = (Axis("bytes", "bytes", ("ranks", "nodes"), straight=True),)
 
     def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
         """Work in bytes over the link and hops."""
@@ -42,9 +42,10 @@ class AllToAll(Collective):
 
     labels: tuple[str, ...] = ("ranks", "nodes", "sms")
     axes: tuple[Axis, ...] = (
-        Axis("message", "message", ("ranks", "nodes", "sms", "hidden", "top_k", "experts")),
+        Axis("message", "message", ("ranks", "nodes", "sms", "hidden", "top_k", "experts"),
+             straight=True),
         Axis("hidden", "hidden", ("ranks", "nodes", "sms", "tokens", "top_k", "experts")),
-    )
+    )  # fmt: skip
 
     def shape(self, rows: pd.DataFrame, device: Device) -> Shape:
         """Work in bytes over the link, hops, and tokens."""

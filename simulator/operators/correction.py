@@ -29,15 +29,35 @@ MOST_ROWS = 20_000  # rows of one of the fits behind a correction
 SHOWN = 400  # hidden points kept to show what errors to expect
 SMALL = Boosting(trees=120, rate=0.08, leaves=15, penalty=5.0)
 BASE, INTERPOLATED, BETWEEN, LEARNED = "base", "interpolated", "between", "learned"
+STRAIGHT = "straight"
 
 
 @dataclass(slots=True)
 class Sample:
-    """Unique measured points of one key: features, log-residual of the roofline, place."""
+    """Unique measured points of one key: features, log seconds, log-residual, place."""
 
     features: Floats
+    log_s: Floats
     residual: Floats
     place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Of grid points ``(n,)``: log seconds, log-residual, and what the trees say of it."""
+
+    log_s: Floats
+    residual: Floats
+    base: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Of points to be corrected ``(n,)``: the trees' residual, log roofline, features."""
+
+    base: Floats
+    roofline: Floats
+    features: Floats
 
 
 @dataclass(slots=True)
@@ -56,18 +76,16 @@ class Correction:
     hidden_error: Floats
     trees: Trees | None = None
 
-    def residual(
-        self, base: Floats, features: Floats, near: Neighbours, known: Floats, known_base: Floats
-    ) -> tuple[Floats, Floats]:
+    def residual(self, asked: Asked, near: Neighbours, known: Known) -> tuple[Floats, Floats]:
         """Corrected log-residual of points and the error to expect, inf without neighbours.
 
-        ``base`` is the trees' own residual of the points; ``known`` and ``known_base`` the
-        measured one and the trees' of the points that ``near`` refers to.
+        ``near`` are their neighbours among the ``known``.
         """
-        options = {BASE: base, **plain_choices(base, near, known, known_base)}
+        base = asked.base
+        options = {BASE: base, **plain_choices(self.axis, asked, near, known)}
         if self.trees is not None:
-            seen = beside(base, near, known, known_base)
-            options[LEARNED] = base + self.trees.predict(np.c_[features, seen])
+            seen = beside(base, near, known)
+            options[LEARNED] = base + self.trees.predict(np.c_[asked.features, seen])
         options = with_means(options)
         found, error = base.copy(), np.full(len(base), np.inf)
         for side, mask in (("one", near.any & ~near.both), ("both", near.both)):
@@ -76,12 +94,18 @@ class Correction:
         return found, error
 
 
-def plain_choices(
-    base: Floats, near: Neighbours, known: Floats, known_base: Floats
-) -> dict[str, Floats]:
-    """Residuals without a learned correction: interpolated as it is, or what the trees left."""
-    left_over = near.values(known - known_base)[2]
-    return {INTERPOLATED: near.values(known)[2], BETWEEN: base + left_over}
+def plain_choices(axis: Axis, asked: Asked, near: Neighbours, known: Known) -> dict[str, Floats]:
+    """Residuals without a learned correction.
+
+    Interpolated as it is, or what the trees left of it, or that of the time on a straight line.
+    """
+    left_over = near.values(known.residual - known.base)[2]
+    between = near.values(known.residual)[2]
+    found = {INTERPOLATED: between, BETWEEN: asked.base + left_over}
+    if axis.straight:
+        straight = near.straight(known.log_s) - asked.roofline
+        found[STRAIGHT] = np.where(near.both, straight, between)
+    return found
 
 
 def with_means(options: dict[str, Floats]) -> dict[str, Floats]:
@@ -90,14 +114,14 @@ def with_means(options: dict[str, Floats]) -> dict[str, Floats]:
     return {**options, **{f"{a}+{b}": (options[a] + options[b]) / 2 for a, b in pairs}}
 
 
-def beside(base: Floats, near: Neighbours, known: Floats, known_base: Floats) -> Floats:
+def beside(base: Floats, near: Neighbours, known: Known) -> Floats:
     """What neighbours show of each point, ``(n, 8)``, NaN where there are none.
 
     Measured residuals of both and between them, relative to the trees' at the point; what the
     trees left at both and between them; the gaps in octaves.
     """
-    below, above, between = near.values(known)
-    left = near.values(known - known_base)
+    below, above, between = near.values(known.residual)
+    left = near.values(known.residual - known.base)
     return np.stack(
         [below - base, above - base, between - base, *left, near.below_gap, near.above_gap], axis=1
     )
@@ -116,22 +140,30 @@ class _Hidden:
     group: list[npt.NDArray[np.int64]]
 
 
-def fit_correction(sample: Sample, axis: Axis, how: Boosting | None) -> Correction | None:
+Turns = dict[tuple[str, int], Trees]
+"""Trees by the coordinate whose values were hidden from them, and in which turn."""
+
+
+def fit_correction(
+    sample: Sample, axis: Axis, how: Boosting | None, turns: Turns
+) -> Correction | None:
     """Learn a correction along ``axis``; None where the grid has no lines along it.
 
-    ``how`` are the trees whose residuals are corrected; None stands for no trees.
+    ``how`` are the trees whose residuals are corrected; None stands for no trees. ``turns`` keeps
+    them for further axes along the same coordinate of the sample.
     """
     values, rank = np.unique(np.asarray(sample.place[axis.along], float), return_inverse=True)
     if len(values) < LEAST_VALUES:
         return None
     line = group_numbers(sample.place, axis.fixed)
     position = octave_position(sample.place, axis)
-    hidden = _Hidden([], [], {BASE: [], INTERPOLATED: [], BETWEEN: []}, [], [], [], [])
+    plain = (BASE, INTERPOLATED, BETWEEN, *([STRAIGHT] if axis.straight else []))
+    hidden = _Hidden([], [], {name: [] for name in plain}, [], [], [], [])
     largest = rank >= len(values) - max(1, len(values) // 4)
     for turn, hide in enumerate(
         [*(rank % HIDDEN_TURNS == i for i in range(HIDDEN_TURNS)), largest]
     ):
-        _hide(hidden, sample, position, line, hide, how, turn)
+        _hide(hidden, sample, axis, position, line, hide, how, turn, turns)
     if not hidden.truth:
         return None
     return _choose(axis, hidden)
@@ -144,8 +176,8 @@ def octave_position(place: Place, axis: Axis) -> Floats:
 
 
 def _hide(
-    hidden: _Hidden, sample: Sample, position: Floats, line: npt.NDArray[np.int64], hide: Bools,
-    how: Boosting | None, turn: int,
+    hidden: _Hidden, sample: Sample, axis: Axis, position: Floats, line: npt.NDArray[np.int64],
+    hide: Bools, how: Boosting | None, turn: int, turns: Turns,
 ) -> None:  # fmt: skip
     near = neighbours(position, line, ~hide)
     asked = np.flatnonzero(hide & near.any)
@@ -154,17 +186,21 @@ def _hide(
     asked = _some(asked, MOST_ROWS // 2)
     base = np.zeros(len(hide))
     if how is not None:
-        shown = _some(np.flatnonzero(~hide), MOST_ROWS)
-        trees = fit_trees(sample.features[shown], sample.residual[shown], how)
+        this = (axis.along, turn)
+        if this not in turns:
+            shown = _some(np.flatnonzero(~hide), MOST_ROWS)
+            turns[this] = fit_trees(sample.features[shown], sample.residual[shown], how)
         wanted = np.unique(np.concatenate([asked, near.below[asked], near.above[asked]]))
-        base[wanted] = trees.predict(sample.features[wanted])
+        base[wanted] = turns[this].predict(sample.features[wanted])
     part = near.of(asked)
-    own = base[asked]
-    hidden.options[BASE].append(own)
-    for name, found in plain_choices(own, part, sample.residual, base).items():
+    known = Known(sample.log_s, sample.residual, base)
+    roofline = (sample.log_s - sample.residual)[asked]
+    own = Asked(base[asked], roofline, sample.features[asked])
+    hidden.options[BASE].append(own.base)
+    for name, found in plain_choices(axis, own, part, known).items():
         hidden.options[name].append(found)
-    hidden.seen.append(beside(own, part, sample.residual, base))
-    hidden.features.append(sample.features[asked])
+    hidden.seen.append(beside(own.base, part, known))
+    hidden.features.append(own.features)
     hidden.both.append(part.both)
     hidden.truth.append(sample.residual[asked])
     hidden.point.append(asked)
@@ -181,17 +217,16 @@ def _choose(axis: Axis, hidden: _Hidden) -> Correction:
     """The choice with the least error on hidden points, for one and for two neighbours."""
     truth, both = np.concatenate(hidden.truth), np.concatenate(hidden.both)
     options = {name: np.concatenate(found) for name, found in hidden.options.items()}
-    trees = None
+    rows = np.c_[np.concatenate(hidden.features), np.concatenate(hidden.seen)]
+    miss = truth - options[BASE]
     if len(truth) >= LEAST_LEARNED:
-        rows = np.c_[np.concatenate(hidden.features), np.concatenate(hidden.seen)]
-        miss, group = truth - options[BASE], np.concatenate(hidden.group)
+        group = np.concatenate(hidden.group)
         crossed = np.zeros(len(truth))
         for fold in (0, 1):  # the learned choice is judged on turns that it did not see
             rest = group % 2 == fold
             if rest.any() and not rest.all():
                 crossed[rest] = fit_trees(rows[~rest], miss[~rest], SMALL).predict(rows[rest])
         options[LEARNED] = options[BASE] + crossed
-        trees = fit_trees(rows, miss, SMALL)
     options = with_means(options)
     choice: dict[str, str] = {}
     error: dict[str, float] = {}
@@ -202,10 +237,11 @@ def _choose(axis: Axis, hidden: _Hidden) -> Correction:
         choice[side] = min(errors, key=lambda name: errors[name])
         error[side] = errors[choice[side]]
         chosen[mask] = options[choice[side]][mask]
+    learned = any(LEARNED in name for name in choice.values())
     some = _some(np.arange(len(truth)), SHOWN)
     return Correction(
         axis, choice, error, np.concatenate(hidden.point)[some], (chosen - truth)[some],
-        trees if any(LEARNED in c for c in choice.values()) else None,
+        fit_trees(rows, miss, SMALL) if learned else None,
     )  # fmt: skip
 
 

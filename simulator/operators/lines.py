@@ -22,11 +22,15 @@ Place = Mapping[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A coordinate along which to interpolate, and those that stay the same on a line."""
+    """A coordinate along which to interpolate, and those that stay the same on a line.
+
+    ``straight`` says that time may grow in proportion between two neighbours.
+    """
 
     name: str
     along: str
     fixed: tuple[str, ...]
+    straight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,19 @@ class Neighbours:
         between = below * (1 - share) + above * share
         one = np.where(np.isnan(below), above, below)
         return below, above, np.where(self.both, between, one)
+
+    def straight(self, log_s: Floats) -> Floats:
+        """Log seconds on the straight line between both neighbours; NaN without both.
+
+        >>> near = neighbours(np.array([0.0, 1.0, 2.0]), np.zeros(3, int), np.ones(3, bool))
+        >>> np.exp(near.straight(np.log([1.0, 9.0, 4.0]))).round(3).tolist()  # 1 + (4 - 1) / 3
+        [nan, 2.0, nan]
+        """
+        low, high = np.exp2(-self.below_gap), np.exp2(self.above_gap)
+        share = (1 - low) / (high - low)
+        below, above, _ = self.values(log_s)
+        found: Floats = below + np.log1p(share * np.expm1(above - below))
+        return found
 
 
 def group_numbers(place: Place, names: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -16,7 +16,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulator.operators.base import Device, Family, Shape
-from simulator.operators.correction import Correction, Sample, fit_correction, octave_position
+from simulator.operators.correction import (
+    Asked,
+    Correction,
+    Known,
+    Sample,
+    Turns,
+    fit_correction,
+    octave_position,
+)
 from simulator.operators.lines import group_numbers, neighbours
 from simulator.operators.roofline import Roofline, fit_roofline
 from simulator.operators.trees import Boosting, Trees, fit_trees
@@ -77,8 +85,8 @@ class FittedOperator:
         """
         if not self.knows(shape):
             raise TraceError(f"{self.family}: fitted by another version; frontier operators fit")
-        log_s = self.roofline.log_seconds(stacked(shape.work)) + self._residual(shape)
-        seconds = np.exp(log_s)
+        roofline = self.roofline.log_seconds(stacked(shape.work))
+        seconds = np.exp(roofline + self._residual(shape, roofline))
         if "flops" in shape.work:
             seconds = np.maximum(seconds, shape.work["flops"] / (BOOST * device.peak_flops))
         return Prediction(seconds, self.outside(shape))
@@ -93,18 +101,20 @@ class FittedOperator:
             found |= ~pd.Series(shape.place[name]).astype(str).isin(known).to_numpy()
         return found
 
-    def _residual(self, shape: Shape) -> Floats:
+    def _residual(self, shape: Shape, roofline: Floats) -> Floats:
         features = stacked(shape.features)
         base = self.trees.predict(features) if self.trees is not None else np.zeros(len(features))
         known, asked = len(self.residual), len(base)
         place = {n: _joined(self.place[n], shape.place[n]) for n in self.place}
         is_known = np.arange(known + asked) < known
+        grid = Known(np.log(self.seconds), self.residual, self.base)
+        points = Asked(base, roofline, features)
         total, weight = np.zeros(asked), np.zeros(asked)
         for correction in self.corrections:
             axis = correction.axis
             line = group_numbers(place, axis.fixed)
             near = neighbours(octave_position(place, axis), line, is_known).of(slice(known, None))
-            found, error = correction.residual(base, features, near, self.residual, self.base)
+            found, error = correction.residual(points, near, grid)
             with np.errstate(divide="ignore"):
                 trust = np.where(np.isinf(error), 0.0, 1.0 / np.maximum(error, 1e-4) ** 2)
             total += trust * found
@@ -150,17 +160,20 @@ def fit_operator(
     first = np.unique(point, return_index=True)[1]
     sample = Sample(
         stacked(shape.features)[first],
+        np.bincount(point, np.log(seconds)) / counts,
         np.bincount(point, residual) / counts,
         {n: np.asarray(v)[first] for n, v in shape.place.items()},
     )
     how = BASE if len(first) >= LEAST_TREES else None
     trees = fit_trees(sample.features, sample.residual, how) if how else None
-    corrections = [c for a in family.axes if (c := fit_correction(sample, a, how)) is not None]
+    turns: Turns = {}
+    found = [fit_correction(sample, axis, how, turns) for axis in family.axes]
+    corrections = [correction for correction in found if correction is not None]
     numbers = ranged(shape)
     named = [n for n, v in sample.place.items() if v.dtype == object or n in family.labels]
     return FittedOperator(
         name, key, tuple(shape.work), tuple(shape.features), roofline, trees, corrections,
-        dict(sample.place), sample.residual, np.exp(np.bincount(point, np.log(seconds)) / counts),
+        dict(sample.place), sample.residual, np.exp(sample.log_s),
         trees.predict(sample.features) if trees is not None else np.zeros(len(first)),
         {n: float(np.nanmin(v)) for n, v in numbers.items() if n not in named},
         {n: float(np.nanmax(v)) for n, v in numbers.items() if n not in named},

@@ -69,10 +69,11 @@ def fit_trees(features: Floats, target: Floats, how: Boosting) -> Trees:
     scikit-learn's histogram boosting (Ke et al., LightGBM, NIPS 2017). A leaf holds at least
     one row in 300, so that small tables are not learned by heart.
     """
-    from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
-    model = HistGradientBoostingRegressor(
+    from simulator.operators.boosting import MedianBoosting
+
+    model = MedianBoosting(
         loss=how.loss, max_iter=how.trees, learning_rate=how.rate, max_leaf_nodes=how.leaves,
         min_samples_leaf=int(np.clip(len(target) // 300, 3, 20)),
         l2_regularization=how.penalty, early_stopping=False, random_state=0,

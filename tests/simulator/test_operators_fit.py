@@ -99,6 +99,19 @@ def test_a_line_s_own_kernel_is_learned_from_its_points() -> None:
     assert corrected.mean() < errors(library, rows[held]).mean()
 
 
+def test_messages_between_measured_sizes_lie_on_a_straight_line() -> None:
+    """Rates that no common law explains: other ones by size and by number of ranks."""
+    size, ranks = (a.ravel() for a in np.meshgrid(2.0 ** np.arange(9, 30), [2, 4, 8]))
+    rate = np.choose(np.searchsorted([2, 4, 8], ranks), [200e9, 60e9, 140e9])
+    seconds = 10e-6 + np.minimum(size, 2**22) / rate + np.maximum(size - 2**22, 0) / (4 * rate)
+    rows = pd.DataFrame({"operator": "all_gather", "bytes": size, "ranks": ranks, "nodes": 1,
+                         **KEY, "duration_s": seconds})  # fmt: skip
+    held = rows.bytes.isin([4096, 2**17, 2**20, 2**27])
+    library = fit_library(rows[~held])
+    assert library.operators[0].corrections[0].choice["both"] == "straight"
+    assert errors(library, rows[held]).max() < 1e-6
+
+
 def test_a_measured_point_is_returned_and_repeats_are_averaged() -> None:
     rows = few()
     again = rows.assign(duration_s=rows["duration_s"] * 1.21)
@@ -183,17 +196,18 @@ class TestOnDisk:
             load_library(tmp_path)
 
 
-def test_trees_equal_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("loss", ["squared_error", "absolute_error"])
+def test_trees_equal_those_of_scikit_learn(loss: str) -> None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     random = np.random.default_rng(0)
     features = random.normal(size=(700, 4))
     features[random.random(features.shape) < 0.2] = np.nan
     target = np.nan_to_num(features[:, 0]) * 2 + np.isnan(features[:, 1])
-    how = Boosting(trees=40, rate=0.1, leaves=15, loss="squared_error")
+    how = Boosting(trees=40, rate=0.1, leaves=15, loss=loss)
     model = HistGradientBoostingRegressor(
         max_iter=40, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=3,
-        l2_regularization=how.penalty, early_stopping=False, random_state=0,
+        l2_regularization=how.penalty, early_stopping=False, random_state=0, loss=loss,
     ).fit(features, target)  # fmt: skip
     trees = fit_trees(features, target, how)
     asked = random.normal(size=(300, 4))

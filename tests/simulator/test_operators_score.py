@@ -107,6 +107,25 @@ def test_rows_of_a_key_without_any_left_are_refused_and_counted(tmp_path: Path) 
     assert result.output.splitlines()[-1].split()[-1] == "72"
 
 
+def test_a_family_with_nothing_left_is_refused_beside_others(profile: Path, tmp_path: Path) -> None:
+    result = score(profile, "m == 16 or tokens > 0", tmp_path / "s")
+    assert result.exit_code == 0, result.output
+    assert "holds out every elementwise row, none is left to fit" in result.stderr
+    found = json.loads((tmp_path / "s").read_text())
+    assert found["linear"]["n"] == 6
+    assert (found["elementwise"]["n"], found["elementwise"]["refused"]) == (0, 24)
+    assert found["elementwise"]["mape"] is None
+
+
+def test_no_key_with_enough_rows_left_is_said_before_any_fit(tmp_path: Path) -> None:
+    rows = pd.concat([kernels(), kernels().assign(backend="other")], ignore_index=True)
+    rows.to_parquet(tmp_path / "kernels.parquet")
+    result = score(tmp_path, "m > 0 and backend == 'other'", tmp_path / "s")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "too few linear rows are left of any key to fit" in result.output
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
