@@ -21,7 +21,7 @@ from simulator.operators.roofline import Roofline
 from simulator.operators.trees import Trees
 from traces.errors import TraceError
 
-SCHEMA = 3
+SCHEMA = 4
 PLAIN, ARRAYS = "operators.yaml", "operators.npz"
 
 

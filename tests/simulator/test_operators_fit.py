@@ -186,7 +186,7 @@ class TestOnDisk:
         assert kept_library(tmp_path, "a") is not None
         assert kept_library(tmp_path, "b") is None
         text = (tmp_path / "operators.yaml").read_text()
-        (tmp_path / "operators.yaml").write_text(text.replace("schema: 3", "schema: 2", 1))
+        (tmp_path / "operators.yaml").write_text(text.replace("schema: 4", "schema: 3", 1))
         assert kept_library(tmp_path, "a") is None
 
     def test_refuses_arrays_of_others(self, tmp_path: Path) -> None:
