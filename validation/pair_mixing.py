@@ -196,7 +196,8 @@ class PairMixer:
         table = table.filter(pc.is_in(table["request_id"], value_set=pa.array([*seen])))
         at = pa.array([seen[i] for i in table["request_id"].to_pylist()])
         table = table.set_column(table.column_names.index("arrival_s"), "arrival_s", at)
-        order = np.argsort(at.to_numpy(), kind="stable")
+        queued = [self._seen["prefill"][i] for i in table["request_id"].to_pylist()]
+        order = np.lexsort((queued, at.to_numpy()))  # those seen at once in the queue's order
         return replace(work, requests=table.take(pa.array(order))), arrival_s
 
     def _side(self, role: str, mix: PairMix) -> Side:

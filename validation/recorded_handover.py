@@ -69,7 +69,7 @@ class MixedSteps:
     def times(self, shape: BatchShape) -> StepTimes:
         """Times of the next step."""
         self._steps += 1
-        alone = replace(shape, engine_tokens=0, most_tokens=0, draw=0)
+        alone = replace(shape, engine_tokens=0, most_tokens=0, most_rows=0, draw=0)
         return self._clock.times(self._steps - 1, (alone,))
 
     def coverage(self) -> dict[str, int]:
