@@ -209,6 +209,7 @@ class Peer:
         batch = row.number(f"{side}_batch_size")
         asked = config.RuntimeConfig(batch_size=batch, isl=isl, osl=osl)
         modes = {name: cells[name] for name in ("gemm_quant_mode", "moe_quant_mode")}
+        modes |= {"kvcache_quant_mode": "bfloat16", "fmha_quant_mode": "bfloat16"}  # as ours
         shape = build_model_config(**layout, **modes)
         model = models.get_model(cells["model_path"], shape, backend)
         engine = factory.get_backend(backend)
