@@ -240,9 +240,10 @@ def show(rows: Sequence[Row]) -> bool:
         click.echo(f"| {' | '.join(map(str, cells))} |")
     click.echo()
     for metric in METRICS:
-        medians = {of: np.nanmedian(np.abs(errors(rows, of, metric))) for of in ("ours", "peer")}
-        click.echo(f"{metric.upper()}: median absolute error {medians['ours']:.1%}, "
-                   f"aiconfigurator {medians['peer']:.1%} ({len(rows)} rows)")  # fmt: skip
+        found = {of: np.abs(errors(rows, of, metric)) for of in ("ours", "peer")}
+        click.echo(f"{metric.upper()}: median absolute error " + ", aiconfigurator ".join(
+            f"{np.nanmedian(e):.1%} ({np.isfinite(e).sum()} rows)" for e in found.values()
+        ))  # fmt: skip
     good = True
     for group in dict.fromkeys(r.group for r in rows):
         own = [r for r in rows if r.group == group]
