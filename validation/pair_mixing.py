@@ -7,7 +7,8 @@ long its transfer took.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,23 +16,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from simulator.arrivals import OpenLoop
-from simulator.clock import NEVER, PS_PER_S
+from simulator.clock import PS_PER_S
 from simulator.demand import Demand
 from simulator.disaggregation.connection import Connection
 from simulator.disaggregation.setup import Side, demands
-from simulator.disaggregation.simulation import LANDS, PrefillDecode
 from simulator.disaggregation.tables import requests_table
 from simulator.fleet import PlainFleet
 from simulator.scheduling.request import Request
 from simulator.stage import Stage
-from simulator.step_time.base import BatchShape, StepTimes
 from traces.bundle import Bundle, Manifest
 from traces.metrics import Floats, column, request_metrics
 from traces.workload import Workload, bundle_workload
-from validation.mixed_clock import MixedClock
 from validation.mixing import LADDER_METRICS, Means, by_id, mean_of
 from validation.pairing import pair
 from validation.predicting import Predictor
+from validation.recorded_handover import (
+    FrontendOnly,
+    Handover,
+    MixedSteps,
+    RecordedHandover,
+    RecordedRouter,
+)
 from validation.recorded_steps import NO_STEPS, PARTS, Record, read_record
 from validation.step_errors import accumulated_error
 
@@ -114,16 +119,17 @@ class PairMixer:
         asked, arrival_s = self._requests(mix)
         sides = [self._side(role, mix) for role in ROLES]
         first, last = demands(asked.requests, sides[0], sides[1], asked.hash_block_tokens)
-        stages = []
+        recorded = {} if mix.handover else self._handovers(asked, looks=not mix.arrivals)
+        stages: list[Stage] = []
         for role, side, demand in zip(ROLES, sides, (first, last), strict=True):
             fleet = self._fleet(role, side, demand, mix)
             stage = Stage(demand, side.router, fleet)
             if not mix.routing and side.schedulers > 1:
                 names = demand.table["request_id"].to_pylist()
-                stage.router = _Recorded([self._homes[role].get(n, 0) for n in names])
+                stage.router = RecordedRouter([self._homes[role].get(n, 0) for n in names])
             stages.append(stage)
-        simulator, recorded = self._simulator, {} if mix.handover else self._handovers(asked)
-        simulation = _Mixed(
+        simulator = self._simulator
+        simulation = RecordedHandover(
             stages[0], stages[1], simulator.connection, simulator.proxy_ps, recorded
         )
         simulation.run(OpenLoop(first))
@@ -183,11 +189,15 @@ class PairMixer:
         arrival_s = by_id_of(table, "arrival_s")
         if mix.arrivals:
             return work, arrival_s
-        seen = self._seen["prefill"]
+        seen = {  # at the first step begun after it was queued
+            name: _first(self._record("prefill", name).start_s, queued)
+            for name, queued in self._seen["prefill"].items()
+        }
         table = table.filter(pc.is_in(table["request_id"], value_set=pa.array([*seen])))
         at = pa.array([seen[i] for i in table["request_id"].to_pylist()])
         table = table.set_column(table.column_names.index("arrival_s"), "arrival_s", at)
-        order = np.argsort(at.to_numpy(), kind="stable")
+        queued = [self._seen["prefill"][i] for i in table["request_id"].to_pylist()]
+        order = np.lexsort((queued, at.to_numpy()))  # those seen at once in the queue's order
         return replace(work, requests=table.take(pa.array(order))), arrival_s
 
     def _side(self, role: str, mix: PairMix) -> Side:
@@ -203,107 +213,47 @@ class PairMixer:
         model, records = self._simulator.simulated[role].model, self.records[role]
         predicted = mix.handover if role == "decode" else mix.arrivals
         clocks = [
-            _Clock(records.get(i, NO_STEPS), Predictor(model, i), mix.predicted)
+            MixedSteps(records.get(i, NO_STEPS), Predictor(model, i), mix.predicted)
             for i in range(side.schedulers)
         ]
         return PlainFleet(
-            demand, side.schedulers, _Frontend(model.frontend_ps if predicted else 0),
+            demand, side.schedulers, FrontendOnly(model.frontend_ps if predicted else 0),
             loads_late=side.loads_late, models=clocks,
         )  # fmt: skip
 
-    def _handovers(self, asked: Workload) -> dict[int, tuple[int, int]]:
-        """By row: from prefill's answer until decode saw it, and its transfer; picoseconds."""
+    def _handovers(self, asked: Workload, *, looks: bool) -> dict[int, Handover]:
+        """By row: what lay between prefill's answer and decode, of those it was recorded of.
+
+        ``looks``: as the engines saw it. Prefill answers when a step ends, and decode goes on
+        with a request whose KV has come at the first step begun after that.
+        """
         names = ("prefill_finished_s", "transfer_start_s", "transfer_end_s")
         stamps = [by_id(self._bundle, name) for name in names]
         found = {}
         for i, name in enumerate(asked.requests["request_id"].to_pylist()):
-            given = [s.get(name) for s in (*stamps, self._seen["decode"])]
-            known = [round(s * PS_PER_S) for s in given if s is not None]
-            if len(known) == len(given):
-                answered, start, end, queued = known
-                found[i] = queued - answered, end - start
+            answered, start, end, queued = (s.get(name) for s in (*stamps, self._seen["decode"]))
+            if answered is None or start is None or end is None or queued is None:
+                continue
+            moved, landed = round((end - start) * PS_PER_S), None
+            if looks:
+                answered = _first(self._record("prefill", name).end_s, answered)
+                landed = _ps(_first(self._record("decode", name).start_s, end)) - _ps(answered)
+            found[i] = Handover(_ps(queued) - _ps(answered), moved, landed)
         return found
 
-
-class _Mixed(PrefillDecode):
-    """Two stages between which ``recorded`` handovers take what they took."""
-
-    def __init__(
-        self,
-        prefill: Stage,
-        decode: Stage,
-        connection: Connection,
-        proxy_ps: int,
-        recorded: Mapping[int, tuple[int, int]],
-    ) -> None:
-        super().__init__(prefill, decode, connection, proxy_ps=proxy_ps)
-        self._recorded = recorded
-
-    def _proxied_ps(self, request: int) -> int:
-        if request in self._recorded:
-            return max(0, self._recorded[request][0])
-        return super()._proxied_ps(request)
-
-    def _enter(self, request: int, at_ps: int) -> None:
-        if request not in self._recorded:
-            super()._enter(request, at_ps)
-            return
-        start_ps = self.handovers.start_ps[request]
-        self._push(max(at_ps, start_ps + self._recorded[request][1]), LANDS, request)
+    def _record(self, role: str, name: str) -> Record:
+        """Of the replica that served a request."""
+        return self.records[role].get(self._homes[role].get(name, 0), NO_STEPS)
 
 
-class _Clock:
-    """Step times of one replica, step after step."""
-
-    frontend_ps = 0  # the fleet's, which has it from the side's model
-
-    def __init__(self, record: Record, model: Predictor, predicted: frozenset[str]) -> None:
-        self._clock = MixedClock(record, model, predicted)
-        self._steps = 0
-
-    def times(self, shape: BatchShape) -> StepTimes:
-        """Times of the next step."""
-        self._steps += 1
-        alone = replace(shape, engine_tokens=0, most_tokens=0, draw=0)
-        return self._clock.times(self._steps - 1, (alone,))
-
-    def coverage(self) -> dict[str, int]:
-        """Nothing: what a rung extrapolates is not told."""
-        return {}
+def _first(times_s: list[float], after_s: float) -> float:
+    """The first of ascending times that is not before ``after_s``, which it is without one."""
+    n = bisect_left(times_s, after_s)
+    return times_s[n] if n < len(times_s) else after_s
 
 
-class _Frontend:
-    """When a side sees a request, for a fleet whose replicas have step times of their own."""
-
-    def __init__(self, frontend_ps: int) -> None:
-        self.frontend_ps = frontend_ps
-
-    def times(self, shape: BatchShape) -> StepTimes:
-        """Never asked."""
-        raise NotImplementedError
-
-    def coverage(self) -> dict[str, int]:
-        """Nothing."""
-        return {}
-
-
-class _Recorded:
-    """A router that sends each request where it went."""
-
-    look_ps = NEVER
-
-    def __init__(self, homes: Sequence[int]) -> None:
-        self._homes = homes
-
-    def observe(self, now_ps: int) -> None:
-        """See ``Router``."""
-
-    def choose(self, request: int = 0) -> int:
-        """See ``Router``."""
-        return self._homes[request]
-
-    def finished(self, replica: int, request: int = 0) -> None:
-        """See ``Router``."""
+def _ps(seconds: float) -> int:
+    return round(seconds * PS_PER_S)
 
 
 def by_id_of(table: pa.Table, name: str) -> dict[str, float]:

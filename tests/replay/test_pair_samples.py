@@ -10,17 +10,21 @@ from recorded_pair import agreements
 
 from replay.plan import make_plan
 from replay.simulate import replay
+from replay.verbs.validate import simulator_of
 from simulator.step_time.fit import fit_profile
 from simulator.step_time.fitted import save_profile
 from traces.bundle import Bundle, read_bundle
 from traces.metrics import HANDOVER
 from traces.samples import sample_runs
 from traces.workload import WARM_UP, bundle_workload
+from validation.mixing import means_of
+from validation.pair_mixing import PairMixer
 from validation.samples import View
 
 GROUPS = ("dense-pd-low", "dense-pd-high", "dense-pd-wire")
 BAR = 0.10  # of a mean; twice the spread of the repeats, where that is more
 CHAIN = ("queue", *HANDOVER)
+RECORDED = 1e-6  # of a mean
 BETWEEN = ("transfer_wait", "transfer", "decode_queue")  # prefill's answer to decode's first step
 
 
@@ -73,6 +77,18 @@ def test_free_run(
     with capsys.disabled():
         print(f"\n{fitted} to {held}: " + ", ".join(lines))
     assert beyond == {}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_recorded_times_leave_no_term_of_scheduling(group: str, tmp_path: Path) -> None:
+    """The ladder's first rung, both schedulers under recorded times, is the measured run."""
+    path = sample_runs(group)[0]
+    bundle = read_bundle(path)
+    save_profile(fit_profile([bundle]), tmp_path)
+    mixer = PairMixer(bundle, bundle, simulator_of(path, path, tmp_path))
+    found = mixer.run(next(mix for name, mix in mixer.mixes() if name == "scheduling"))
+    real = means_of(bundle, mixer.pairing.measured)
+    assert found == pytest.approx(real, rel=RECORDED)
 
 
 def means(bundle: Bundle) -> dict[str, float]:
