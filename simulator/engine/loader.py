@@ -20,7 +20,7 @@ from traces.errors import FrontierError
 
 ELF = b"\x7fELF\x02\x01\x01"  # of 64 bits, little-endian
 RELOCATABLE, X86_64 = 1, 62  # the header's type and machine
-CONTENT, SYMBOLS, RELOCATIONS = 1, 2, 4  # a section's type
+CONTENT, SYMBOLS, RELOCATIONS, OTHER_RELOCATIONS = 1, 2, 4, 9  # a section's type
 WRITE, ALLOC, THREAD_LOCAL = 1, 2, 0x400  # its flags
 UNDEFINED, RESERVED = 0, 0xFF00  # a symbol's section
 GLOBAL_FUNCTION = 1 << 4 | 2  # its binding and type
@@ -97,15 +97,14 @@ def _lay_out(sections: Records) -> tuple[Places, int]:
     """A place for each section that is loaded, and the size of all."""
     places: Places = []
     end = 0
-    for section in sections:
-        if not section["flags"] & ALLOC:
-            places.append(None)
-            continue
-        if section["type"] != CONTENT or section["flags"] & (WRITE | THREAD_LOCAL):
-            raise UnknownObject(f"section of type {section['type']}, flags {section['flags']:#x}")
-        place = -(-end // int(section["align"] or 1)) * int(section["align"] or 1)
-        places.append(place)
-        end = place + int(section["size"])
+    for kind, flags, size, align in sections[["type", "flags", "size", "align"]].tolist():
+        loaded = flags & ALLOC
+        known = kind == CONTENT and align <= mmap.PAGESIZE and not flags & (WRITE | THREAD_LOCAL)
+        if (loaded and not known) or kind == OTHER_RELOCATIONS:
+            raise UnknownObject(f"section of type {kind}, flags {flags:#x}, align {align}")
+        start = -(-end // max(align, 1)) * max(align, 1)
+        places.append(start if loaded else None)
+        end = start + size if loaded else end
     return places, end
 
 

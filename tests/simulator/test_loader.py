@@ -10,6 +10,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from random_worlds import random_world
 from test_translate import FUNCTIONS, reals
@@ -17,7 +18,15 @@ from worlds import run_demand
 
 from simulator.engine import build, llvm
 from simulator.engine.build import symbol_of
-from simulator.engine.loader import R_X86_64_64, RELOCATIONS, Code, UnknownObject, _sections
+from simulator.engine.loader import (
+    OTHER_RELOCATIONS,
+    R_X86_64_64,
+    RELOCATIONS,
+    SECTION,
+    Code,
+    UnknownObject,
+    _sections,
+)
 from simulator.engine.translate import assembly
 from simulator.fleet import CompiledFleet
 
@@ -109,6 +118,11 @@ def test_another_relocation_is_refused() -> None:
     assert calling[kind] == R_X86_64_64
     with pytest.raises(UnknownObject, match="relocation of type 2"):
         Code(calling[:kind] + b"\x02" + calling[kind + 1 :])
+    (index,) = np.flatnonzero(sections["type"] == RELOCATIONS)
+    at = calling.index(sections[index].tobytes()) + SECTION.fields["type"][1]
+    without_addends = calling[:at] + bytes([OTHER_RELOCATIONS]) + calling[at + 1 :]
+    with pytest.raises(UnknownObject, match="section of type 9"):
+        Code(without_addends)
 
 
 def test_an_unknown_function_is_refused() -> None:
