@@ -1,11 +1,13 @@
 """What only LLVM can do: machine code from assembly, and loading it where loader.py cannot.
 
-Its library takes seconds and up to 100 MiB, so this is imported where there is no machine code
-yet, or none that loader.py knows.
+Its library takes up to 100 MiB, so machine code is made by running this file as a program,
+assembly in and an object file out; it is imported only where loader.py does not know the object.
+It imports nothing of the project.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -35,3 +37,7 @@ def _machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(opt=3, jit=True)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(machine_code(sys.stdin.read()))

@@ -71,6 +71,13 @@ def test_nowhere_to_keep_it_is_no_failure(
     assert answer(build._object()) == 42
 
 
+def test_without_a_process_of_its_own_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build._made(PART)
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert build._made(PART) == made
+    assert answer(made) == 42
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -133,10 +140,10 @@ print(build.load(answer)(), "llvmlite" in sys.modules)
 
 
 def test_processes_that_start_at_once(tmp_path: Path) -> None:
-    """Each makes the machine code, one's is kept, and the next process needs no LLVM."""
+    """Each has the machine code made, one's is kept, and none has LLVM in its own memory."""
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [each.communicate(timeout=100)[0].split()[0] for each in running] == ["42"] * 4
+    assert [each.communicate(timeout=100)[0].split() for each in running] == [["42", "False"]] * 4
     assert len([*tmp_path.iterdir()]) == 1
     after = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     assert after.stdout.split() == ["42", "False"]
