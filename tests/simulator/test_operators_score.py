@@ -151,6 +151,7 @@ def test_a_query_may_use_any_column() -> None:
     rows = kernels()
     assert held_out(rows, "layer == 'norm' and hidden == 512").sum() == 12
     assert held_out(rows, "n in [64, 128] and m > 100").sum() == 10
+    assert held_out(rows, "index % 10 == 3").sum() == 10
 
 
 class TestShow:
