@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import numpy.typing as npt
@@ -145,7 +146,7 @@ def held_out(kernels: pd.DataFrame, holdout: str) -> Bools:
         hint = nearest(name, frame.columns)
         raise ConfigError(f"--holdout: unknown column {name!r}{hint}") from None
     except Exception as error:  # pandas raises many kinds at what a user may write
-        what = " ".join(str(error).split())
+        what = shorten(str(error), 200)  # it may list the values of all rows
         raise ConfigError(f"--holdout {holdout!r}: not a pandas query: {what}") from None
     held = np.zeros(len(frame), bool)
     held[chosen.index] = True

@@ -16,7 +16,10 @@ def operators() -> None:
 
 @operators.command("score")
 @click.argument("kernels", type=ANY_PATH)
-@click.option("--holdout", required=True, help="pandas query of the rows to hold out.")
+@click.option(
+    "--holdout", required=True,
+    help='pandas query of the rows to hold out: "m in [16, 256]", "index % 10 == 3".',
+)  # fmt: skip
 @click.option("--out", required=True, type=ANY_PATH, help="JSON file of the scores.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that fit (default: one a core).")
 def operators_score(kernels: Path, holdout: str, out: Path, workers: int | None) -> None:
