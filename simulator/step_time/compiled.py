@@ -83,7 +83,8 @@ class CompiledStepTime:
             )
             for coefficient, function in summands
         ]
-        limits = {name: (name, most) for name, most in (ranges or {}).items()} | (layers or {})
+        limits = {name: (name, most) for name, most in (ranges or {}).items()}
+        limits.update(layers or {})
         for feature, most in limits.values():
             terms.append({"kind": times.RANGE, "feature": _feature(feature), "knee": most})
         unnamed = [""] * (len(terms) - len(self._parts) - len(limits))  # of host and gap

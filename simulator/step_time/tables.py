@@ -23,7 +23,7 @@ from simulator.clock import to_ps
 from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.experts import ExpertTables
-from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
+from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared, UpTo
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
@@ -112,14 +112,18 @@ def load_tables(path: Path) -> StepTables:
 
 
 class OperatorStepTime(CompiledStepTime):
-    """The step-time model of baked tables; ``step_s`` is added to every forward."""
+    """The step-time model of baked tables, with the constants of ``overhead.py``."""
 
-    def __init__(self, tables: StepTables, *, step_s: float = 0.0, frontend_s: float = 0.0) -> None:
+    def __init__(
+        self, tables: StepTables, *, step_s: float = 0.0, prompt_step_s: float = 0.0,
+        frontend_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self._tables = tables
         forward: list[tuple[str, float, Function]] = [
             ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together, halves=True)),
             ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together, halves=True)),
             ("overhead", step_s, Constant()),
+            ("overhead", prompt_step_s, UpTo("prefill_tokens", 1)),
         ]
         head = [(1.0, Dense("sampled", tables.by_sampled))]
         hop = [(1.0, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
@@ -148,6 +152,11 @@ class OperatorStepTime(CompiledStepTime):
             ],
         )
 
-    def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:
+    def with_overhead(
+        self, *, step_s: float = 0.0, prompt_step_s: float = 0.0, frontend_s: float = 0.0
+    ) -> OperatorStepTime:
         """The same tables with these constants; they may be negative only while fitted."""
-        return OperatorStepTime(self._tables, step_s=step_s, frontend_s=max(frontend_s, 0.0))
+        return OperatorStepTime(
+            self._tables, step_s=step_s, prompt_step_s=prompt_step_s,
+            frontend_s=max(frontend_s, 0.0),
+        )  # fmt: skip
