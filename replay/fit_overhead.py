@@ -148,8 +148,7 @@ def _solve(tpot: Floats, columns: Sequence[Floats]) -> Floats:
         return np.zeros(len(columns))
     x = np.stack([c[known] for c in columns], axis=1)
     by = x if len(columns) > 1 else np.ones_like(x)
-    found: Floats = np.linalg.lstsq(by.T @ x, by.T @ tpot[known], rcond=None)[0]
-    return found
+    return np.asarray(np.linalg.lstsq(by.T @ x, by.T @ tpot[known], rcond=None)[0], np.float64)
 
 
 def _pace(seen: Sequence[tuple[float, float]]) -> float:
