@@ -1,15 +1,17 @@
 """``frontier fit --operators``: what kernels do not tell of a step, from captured requests.
 
-Two constants are sought with which the replay of the captures has their mean TPOT and mean
-TTFT: time added to every step, and to every request before it is queued. Each replay moves both
-by what is missing (of TPOT by the secant of the last two). Requests are paired, so intervals
-come from resampled blocks of their differences.
+Constants are sought with which the replay of the captures has their mean TPOT and mean TTFT: time
+added to every step, to every step with prompts, and to every request before it is queued. Each
+replay moves them by what is missing: of TPOT by the secant of the last two, or, where steps and
+steps with prompts are both sought, by least squares over the requests, which differ in how many of
+their steps had prompts. Requests are paired, so intervals come from resampled blocks of their
+differences.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +33,13 @@ from traces.metrics import column, request_metrics
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
-CONSTANTS = ("step_s", "frontend_s")
+STEP, PROMPT_STEP, FRONTEND = "step_s", "prompt_step_s", "frontend_s"
+CONSTANTS = (STEP, FRONTEND)
+SAID = {  # of a constant, in a warning and in the table
+    STEP: ("a step", "added to a step"),
+    PROMPT_STEP: ("a step with prompts", "added if it has prompts"),
+    FRONTEND: ("a request's start", "before a request queues"),
+}
 ROUNDS = 6
 CLOSE = 1e-3  # of the mean measured
 BLOCK, RESAMPLES = 50, 1000  # requests that follow each other share the engine's state
@@ -39,10 +47,14 @@ BLOCK, RESAMPLES = 50, 1000  # requests that follow each other share the engine'
 
 @dataclass(slots=True)
 class Missing:
-    """Measured minus simulated, request by request, seconds ``(n,)``; NaN where not known."""
+    """Measured minus simulated, request by request, seconds ``(n,)``; NaN where not known.
+
+    ``prompts`` is the share of a request's decode steps that had prompts, 0 if not asked for.
+    """
 
     tpot: Floats
     ttft: Floats
+    prompts: Floats
 
 
 def fit_overhead(
@@ -65,54 +77,56 @@ def fit_overhead(
         raise ConfigError(f"--operators {profile}: no {KERNELS} there")
     bundles = [read_bundle(path) for path in paths]
     plans = [make_plan(deployment or path, operators=profile) for path in paths]
-    step_s, frontend_s, seen = 0.0, 0.0, []
-    free, below = set(constants), dict.fromkeys(CONSTANTS, 0.0)
+    values, below = dict.fromkeys(constants, 0.0), dict.fromkeys(constants, 0.0)
+    free, seen = set(constants), []
+    least = {name: CLOSE * _mean(bundles, name) for name in ("tpot", "ttft")}
     for number in range(1, ROUNDS + 1):
         found = [
-            _missing(b, path, plan, step_s, frontend_s, first, progress)
+            _missing(b, path, plan, values, first, progress)
             for b, path, plan in zip(bundles, paths, plans, strict=True)
         ]
-        tpot, ttft = (
-            np.concatenate([getattr(m, name) for m in found]) for name in ("tpot", "ttft")
+        tpot, ttft, prompts = (
+            np.concatenate([getattr(m, name) for m in found])
+            for name in ("tpot", "ttft", "prompts")
         )
         gap, late = float(np.nanmean(tpot)), float(np.nanmean(ttft))
+        said = ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in values.items())
         progress(
-            f"round {number}: step {step_s * 1e3:.3f} ms, frontend {frontend_s * 1e3:.2f} ms: "
-            f"{gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT missing"
+            f"round {number}: {said}: {gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT "
+            "missing"
         )
-        seen.append((step_s, gap))
-        moves = {
-            "step_s": (step_s, gap * _pace(seen), abs(gap) / _mean(bundles, "tpot")),
-            "frontend_s": (frontend_s, late, abs(late) / _mean(bundles, "ttft")),
-        }
-        if all(moves[name][2] < CLOSE for name in free):
+        of_steps = [name for name in (STEP, PROMPT_STEP) if name in free]
+        columns = _columns(of_steps, prompts)
+        moves = dict(zip(of_steps, _solve(tpot, columns).tolist(), strict=True))
+        left = sum(abs(moves[n]) * float(c.mean()) for n, c in zip(of_steps, columns, strict=True))
+        if of_steps == [STEP]:
+            seen.append((values[STEP], gap))
+            moves[STEP] *= _pace(seen)
+        if FRONTEND in free:  # the step of its first token has prompts, and moves it too
+            moves[FRONTEND] = late - moves.get(PROMPT_STEP, 0.0)
+        if left < least["tpot"] and (FRONTEND not in free or abs(late) < least["ttft"]):
             break
-        for name in sorted(free):
-            value, move, _ = moves[name]
-            if value + move < 0:  # the other constant is to fit what is left with this one at 0
-                below[name] = value + move
+        for name, move in moves.items():
+            if values[name] + move < 0:  # the others are to fit what is left with this one at 0
+                below[name], values[name] = values[name] + move, 0.0
                 free.remove(name)
-        step_s = _moved(moves["step_s"], "step_s" in free, below["step_s"])
-        frontend_s = _moved(moves["frontend_s"], "frontend_s" in free, below["frontend_s"])
+            else:
+                values[name] += move
     overhead = Overhead(
         plans[0].engine_version,
         plans[0].only.cluster.hardware,
-        step_s,
-        frontend_s,
-        {
-            name: [value + float(q) for q in _interval(gaps)]
-            for name, value, gaps in (("step_s", step_s, tpot), ("frontend_s", frontend_s, ttft))
-            if name in constants
-        },
-        [{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
-        [
-            f"{name}: the captures are faster than their kernels by {-value * 1e3:.3f} ms; "
-            "0 is kept"
-            for name, value in (("a step", below["step_s"]),
-                                ("a request's start", below["frontend_s"]))
+        step_s=values.get(STEP, 0.0),
+        frontend_s=values.get(FRONTEND, 0.0),
+        prompt_step_s=values.get(PROMPT_STEP, 0.0),
+        intervals=_intervals(values, tpot, ttft, prompts),
+        fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
+        warnings=[
+            f"{SAID[name][0]}: the captures are faster than their kernels by {-value * 1e3:.3f} "
+            "ms; 0 is kept"
+            for name, value in below.items()
             if value < 0
         ],
-    )  # fmt: skip
+    )
     claim_directory(out)
     for file in profile.iterdir():
         if file.is_file() and file.name != OVERHEAD:
@@ -121,12 +135,20 @@ def fit_overhead(
     return overhead
 
 
-def _moved(move: tuple[float, float, float], free: bool, below: float) -> float:
-    """Where a constant goes: moved, back to 0 for good, or where it is."""
-    value, step, _ = move
-    if free:
-        return value + step
-    return 0.0 if below < 0 else value
+def _columns(of_steps: Sequence[str], prompts: Floats) -> list[Floats]:
+    """How often each constant counts in a decode step of each request, ``(n,)`` each."""
+    each = {STEP: np.ones(len(prompts)), PROMPT_STEP: prompts}
+    return [each[name] for name in of_steps]
+
+
+def _solve(tpot: Floats, columns: Sequence[Floats]) -> Floats:
+    """Seconds a unit of each column: least squares of two, the ratio of the means of one."""
+    known = np.isfinite(tpot)
+    if not columns or not known.any():
+        return np.zeros(len(columns))
+    x = np.stack([c[known] for c in columns], axis=1)
+    by = x if len(columns) > 1 else np.ones_like(x)
+    return np.asarray(np.linalg.lstsq(by.T @ x, by.T @ tpot[known], rcond=None)[0], np.float64)
 
 
 def _pace(seen: Sequence[tuple[float, float]]) -> float:
@@ -138,13 +160,14 @@ def _pace(seen: Sequence[tuple[float, float]]) -> float:
 
 
 def _missing(
-    bundle: Bundle, path: Path, plan: Plan, step_s: float, frontend_s: float, first: int | None,
+    bundle: Bundle, path: Path, plan: Plan, values: Mapping[str, float], first: int | None,
     progress: Say,
 ) -> Missing:  # fmt: skip
     model, note = load_step_time(plan, progress=progress)
     assert isinstance(model, OperatorStepTime)
-    model = model.with_overhead(step_s, frontend_s)
-    manifest, tables = replay(load_workload(path), plan, record=(), step_time=(model, note))
+    model = model.with_overhead(**values)
+    record = ("steps",) if PROMPT_STEP in values else ()
+    manifest, tables = replay(load_workload(path), plan, record=record, step_time=(model, note))
     simulated = Bundle(path, manifest, tables)
     index = pc.index_in(
         bundle.requests.column("request_id"),
@@ -157,22 +180,53 @@ def _missing(
         raise TraceError(f"{path}: none of its requests was replayed")
     measured, other = request_metrics(bundle), request_metrics(simulated)
     at = index.filter(pa.array(known)).to_numpy(zero_copy_only=False)
-    return Missing(*(measured[name][known] - other[name][at] for name in ("tpot", "ttft")))
+    tpot, ttft = (measured[name][known] - other[name][at] for name in ("tpot", "ttft"))
+    return Missing(tpot, ttft, _prompts(simulated)[at] if record else np.zeros(len(at)))
+
+
+def _prompts(simulated: Bundle) -> Floats:
+    """Share of each request's decode steps that had prompts, ``(n_requests,)``."""
+    requests, steps = simulated.requests, simulated.table("steps")
+    begin, end = (column(requests, name) for name in ("first_token_s", "finished_s"))
+    served_by, ran_on = column(requests, "replica"), column(steps, "replica")
+    ends, prefill = (column(steps, name) for name in ("end_s", "prefill_tokens"))
+    found = np.zeros(len(begin))
+    for replica in np.unique(ran_on):
+        own, there = served_by == replica, ran_on == replica
+        with_prompts, every = (
+            np.searchsorted(times, end[own], "right") - np.searchsorted(times, begin[own], "right")
+            for times in (ends[there & (prefill > 0)], ends[there])
+        )
+        found[own] = with_prompts / np.maximum(every, 1)
+    return found
 
 
 def _mean(bundles: Sequence[Bundle], name: str) -> float:
     return float(np.nanmean(np.concatenate([request_metrics(b)[name] for b in bundles])))
 
 
-def _interval(missing: Floats) -> Floats:
-    """2.5th and 97.5th percentile of the mean of resampled blocks of requests, ``(2,)``."""
-    values = missing[np.isfinite(missing)]
-    blocks = np.array_split(values, max(1, len(values) // BLOCK))
-    sums, sizes = np.array([b.sum() for b in blocks]), np.array([len(b) for b in blocks])
+def _intervals(
+    values: Mapping[str, float], tpot: Floats, ttft: Floats, prompts: Floats
+) -> dict[str, list[float]]:
+    """95 % of what the constants are on resampled blocks of requests."""
+    of_steps = [name for name in (STEP, PROMPT_STEP) if name in values]
+    spread = np.c_[
+        _resampled(tpot, _columns(of_steps, prompts)), _resampled(ttft, [np.ones(len(ttft))])
+    ]
+    bounds = (np.percentile(spread, [2.5, 97.5], axis=0) - spread.mean(axis=0)).T.tolist()
+    both = dict(zip([*of_steps, FRONTEND], bounds, strict=True))
+    return {name: [value + bound for bound in both[name]] for name, value in values.items()}
+
+
+def _resampled(missing: Floats, columns: Sequence[Floats]) -> Floats:
+    """``_solve`` on resampled blocks of requests, ``(RESAMPLES, columns)``."""
+    known = np.flatnonzero(np.isfinite(missing))
+    blocks = np.array_split(known, max(1, len(known) // BLOCK))
     draws = np.random.default_rng(0).integers(len(blocks), size=(RESAMPLES, len(blocks)))
-    found: Floats = np.percentile(
-        sums[draws].sum(axis=1) / sizes[draws].sum(axis=1) - values.mean(), [2.5, 97.5]
-    )
+    found = np.zeros((RESAMPLES, len(columns)))
+    for i, draw in enumerate(draws):
+        rows = np.concatenate([blocks[b] for b in draw])
+        found[i] = _solve(missing[rows], [c[rows] for c in columns])
     return found
 
 
@@ -180,7 +234,7 @@ def overhead_table(overhead: Overhead) -> str:
     """The constants with their intervals, and what to know of them."""
     lines = [f"vllm {overhead.engine_version} on {overhead.hardware}, fitted on "
              + ", ".join(f["name"] for f in overhead.fitted_on)]  # fmt: skip
-    for name, what in (("step_s", "added to a step"), ("frontend_s", "before a request queues")):
+    for name, (_, what) in SAID.items():
         if name not in overhead.intervals:
             continue
         low, high = overhead.intervals[name]

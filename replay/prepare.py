@@ -67,7 +67,7 @@ def prepare_colocated(
         lambda: {"requests": requests_table(demand, name)},
         lambda: {
             "operators": operators,
-            "step_time": model.coverage(),
+            "step_time": _coverage([model]),
             **_spent([model]),
             "kv_capacity": part.capacity.source,
         },
@@ -111,11 +111,10 @@ def prepare_disaggregated(
     )
 
     def notes() -> dict[str, Any]:
-        coverage = [model.coverage() for model in steps]
         names = [part.cluster.name for part in parts]
         return {
             "operators": one_note(dict(zip(names, operators, strict=True))),
-            "step_time": {key: sum(c[key] for c in coverage) for key in coverage[0]},
+            "step_time": _coverage(steps),
             **_spent(steps),
             "kv_capacity": {p.cluster.name: p.capacity.source for p in parts},
             "lost_leases": sum(simulation.handovers.lost),
@@ -188,6 +187,20 @@ def side_of(part: ClusterPlan, model: StepTimeModel) -> Side:
         part.routing,
         loads_late=part.cluster.hardware == "cpu",
     )
+
+
+def _coverage(models: Sequence[StepTimeModel]) -> dict[str, Any]:
+    """Steps, and those outside what the models hold for, also by layer if the models tell."""
+    found: dict[str, Any] = {}
+    outside: dict[str, int] = {}
+    for model in models:
+        for into, counts in (
+            (found, model.coverage()),
+            (outside, getattr(model, "outside", dict)()),
+        ):
+            for name, steps in counts.items():
+                into[name] = into.get(name, 0) + steps
+    return found | ({"outside": dict(sorted(outside.items()))} if outside else {})
 
 
 def _spent(models: Sequence[StepTimeModel]) -> dict[str, Any]:

@@ -204,7 +204,9 @@ def summary(bundle: Bundle) -> str:
         f"{len(ends)} of {len(requests)} requests finished in {ends.max(initial=0):.1f} simulated "
         "seconds"
     )
-    tail = f"{steps['extrapolated']} of {steps['steps']} steps outside the fitted range"
+    tail = f"{steps['extrapolated']:,} of {steps['steps']:,} steps outside the fitted range"
+    if outside := steps.get("outside"):
+        tail += f" ({', '.join(f'{layer} {n:,}' for layer, n in outside.items())})"
     if lost := bundle.manifest.notes.get("lost_leases"):
         head += f"; {lost} requests lost their lease: their KV was freed before it had been taken"
     return "\n".join([head, *parts, tail, *(f"ignored: {i}" for i in bundle.manifest.ignored)])

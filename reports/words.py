@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.bars import Judgement
@@ -210,10 +210,16 @@ def extrapolated(scorecard: Scorecard) -> str:
     if not found:
         return "Extrapolation: not recorded."
     parts = [
-        f"{percent(p['share'])} of {p['predictions']:,} {name} predictions"
+        f"{percent(p['share'])} of {p['predictions']:,} {name} predictions" + _outside(p)
         for name, p in found.items()
     ]
     return f"Extrapolated: {', '.join(parts)}."
+
+
+def _outside(counted: Mapping[str, Any]) -> str:
+    """Of which layers or ranges, where the simulator told."""
+    names = counted.get("outside")
+    return f" ({', '.join(f'{name} {n:,}' for name, n in names.items())})" if names else ""
 
 
 def ignored(scorecard: Scorecard) -> str:

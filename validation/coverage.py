@@ -68,7 +68,8 @@ def metric_coverage(
 def predictions(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Counters the simulator left, ``{what: {"predictions", "extrapolated", "share"}}``.
 
-    They are the notes that hold ``extrapolated`` and a total beside it.
+    They are the notes that hold ``extrapolated`` and a total beside it. ``outside`` has the
+    predictions by what they lay outside of, where the simulator told.
     """
     found = {}
     for name, note in notes.items():
@@ -80,6 +81,7 @@ def predictions(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "predictions": total,
             "extrapolated": note["extrapolated"],
             "share": note["extrapolated"] / total if total else None,
+            **({"outside": note["outside"]} if isinstance(note.get("outside"), Mapping) else {}),
         }
     return found
 

@@ -245,6 +245,7 @@ class Term(Record):
     logs: int
     halves: int  # it runs on half the tokens, twice, where a step is halved
     spent: float  # seconds so far
+    beyond: int  # steps so far that lay outside of it
 
 
 class StagePrice(Record):

@@ -60,8 +60,11 @@ def add_up(m: Model) -> None:
     m.outside = 0
     for k in range(m.terms):
         t = term_of(m, k)
+        before, m.outside = m.outside, 0
         value = number_of(m, t.start).value * _function(m, t, feature_of(m, t.feature).value)
         t.spent += value
+        t.beyond += m.outside
+        m.outside |= before
         if t.part == FORWARD:
             forward += value
         elif t.part == HOST:

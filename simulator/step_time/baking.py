@@ -41,8 +41,8 @@ def bake(
     """Price every operator of a step at every size. Raises ConfigError for what is missing."""
     tokens = np.arange(1.0, engine.max_num_batched_tokens + 1)
     sampled = np.arange(1.0, engine.max_num_seqs + 1)
-    local, wires, tokens_most = _summed(prices, model, engine, TOKENS, tokens)
-    by_sampled, gather, sampled_most = _summed(prices, model, engine, SAMPLED, sampled)
+    local, wires, limits = _summed(prices, model, engine, TOKENS, tokens)
+    by_sampled, gather, own_limits = _summed(prices, model, engine, SAMPLED, sampled)
     padded = padded_tokens(engine, len(tokens))
     attention = attention_calls(model, engine.tensor_parallel_size)
     grids, _ = attention_grids(prices, model, engine)
@@ -52,8 +52,7 @@ def bake(
         wires[padded],
         _between_stages(prices, hops(model, engine), tokens)[padded],
         by_sampled + gather,
-        tokens_most,
-        sampled_most,
+        limits | own_limits,
         max(engine.graph_sizes(), default=0),
         grids,
         [call.count for call in attention],
@@ -88,10 +87,13 @@ def _between_stages(prices: Prices, sends: list[Call], sizes: Floats) -> Floats:
 
 def _summed(
     prices: Prices, model: ModelSpec, engine: Engine, rows: str, sizes: Floats
-) -> tuple[Floats, Floats, int]:
-    """Seconds of all operators that grow with ``rows``, collectives apart, from 0 tokens on."""
+) -> tuple[Floats, Floats, dict[str, tuple[str, int]]]:
+    """Seconds of all operators that grow with ``rows``, collectives apart, from 0 tokens on.
+
+    And the layers that were not measured up to the last size: see ``StepTables``.
+    """
     sums = {False: np.zeros(len(sizes) + 1), True: np.zeros(len(sizes) + 1)}
-    known = np.ones(len(sizes), bool)
+    limits: dict[str, tuple[str, int]] = {}
     inside = MODULE if model.mla is not None and _whole_module(prices) else ()
     for call in calls(model, engine):
         if call.rows == rows and call.layer not in inside:
@@ -99,9 +101,10 @@ def _summed(
             if prices.hardware.kind == "gpu":
                 seconds = np.where(sizes <= call.beside, 0.0, seconds)
             sums[call.family in COLLECTIVES][1:] += call.count * seconds
-            known &= ~outside
-    most = int(sizes[known][-1]) if known.any() else 0
-    return sums[False], sums[True], most
+            if outside[-1]:
+                most = int(sizes[~outside].max(initial=0))
+                limits[call.layer] = (rows, min(most, limits.get(call.layer, (rows, most))[1]))
+    return sums[False], sums[True], limits
 
 
 def _whole_module(prices: Prices) -> bool:

@@ -45,7 +45,8 @@ class CompiledStepTime:
     """Sums of functions of the shape for each part of a step (``StepTimes``), seconds.
 
     Summands are added in their order. ``ranges`` are the largest values of features that
-    the model holds for: a step beyond any, or beyond a table, counts as extrapolated.
+    the model holds for, ``layers`` the same by name, with the feature: a step beyond any, or
+    beyond a table, counts as extrapolated, and ``outside`` says beyond which.
     ``exchange`` is part of forward, and what two halves of a step hide behind each other, over
     ``overlap`` layers. ``parts`` are the names under which ``spent`` adds up the summands of
     forward, head, hop and exchange.
@@ -63,6 +64,7 @@ class CompiledStepTime:
         *,
         frontend_ps: int = 0,
         ranges: Mapping[str, int] | None = None,
+        layers: Mapping[str, tuple[str, int]] | None = None,
         parts: Sequence[str] = (),
         overlap: int = 1,
     ) -> None:
@@ -81,8 +83,12 @@ class CompiledStepTime:
             )
             for coefficient, function in summands
         ]
-        for name, most in (ranges or {}).items():
-            terms.append({"kind": times.RANGE, "feature": FEATURES.index(name), "knee": most})
+        limits = {name: (name, most) for name, most in (ranges or {}).items()}
+        limits.update(layers or {})
+        for feature, most in limits.values():
+            terms.append({"kind": times.RANGE, "feature": _feature(feature), "knee": most})
+        unnamed = [""] * (len(terms) - len(self._parts) - len(limits))  # of host and gap
+        self._named = [*self._parts, *unnamed, *limits]
         self._terms = np.zeros(len(terms), Record.dtype)
         for term, values in zip(self._terms, terms, strict=True):
             for key, value in values.items():
@@ -121,6 +127,14 @@ class CompiledStepTime:
     def coverage(self) -> dict[str, int]:
         """How many steps were asked for and how many lay outside the range."""
         return {name: int(self._model[name][0]) for name in ("steps", "extrapolated")}
+
+    def outside(self) -> dict[str, int]:
+        """Steps asked for so far by the part or range that they lay outside of, where named."""
+        found: dict[str, int] = {}
+        for name, term in zip(self._named, self._terms, strict=True):
+            if name and term["beyond"]:
+                found[name] = max(found.get(name, 0), int(term["beyond"]))
+        return found
 
     def spent(self) -> dict[str, float]:
         """Seconds of the device so far by part, summed over all steps asked for."""

@@ -70,7 +70,7 @@ def deployed_step_time(
     if overhead is None:
         return OperatorStepTime(tables), note
     overhead.check(engine_version, hardware.name, str(profile))
-    constants = {"step_s": overhead.step_s, "frontend_s": overhead.frontend_s}
+    constants = overhead.constants()
     fitted_on = [bundle["hash"] for bundle in overhead.fitted_on]
     return OperatorStepTime(tables, **constants), note | constants | {"fitted_on": fitted_on}
 

@@ -22,6 +22,7 @@ from simulator.step_time.profile_prices import profile_prices
 from simulator.step_time.split import AttentionSide, FFNSide, Split
 from traces.bundle import content_hash
 from traces.digest import text_digest
+from traces.errors import ConfigError
 
 
 @contextmanager
@@ -94,6 +95,8 @@ def _overhead(
     if overhead is None:
         return {}
     overhead.check(engine_version, hardware.name, str(profile))
-    constants = {"step_s": overhead.step_s, "frontend_s": overhead.frontend_s}
+    constants = overhead.constants()
+    if "prompt_step_s" in constants:
+        raise ConfigError(f"{profile}: prompt_step_s is not known of attention ranks; fit step_s")
     notes |= constants | {"fitted_on": [bundle["hash"] for bundle in overhead.fitted_on]}
     return constants

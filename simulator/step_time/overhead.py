@@ -1,6 +1,8 @@
 """What kernels do not tell of a step: constants of one engine version on one device.
 
-``step_s`` is added to every forward: what the host exposes between steps. ``frontend_s`` lies
+``step_s`` is added to every forward: what the host exposes between steps. ``prompt_step_s`` is
+added to forwards with prompts among their rows, which vLLM does not replay as one CUDA graph but
+launches piece by piece (``cudagraph_mode`` FULL_AND_PIECEWISE, its default). ``frontend_s`` lies
 between a request's arrival and the engine's queue, and holds what the client's path adds where
 a client measured. They lie beside the kernels, ``overhead.yaml``, with what they were fitted on.
 """
@@ -20,12 +22,13 @@ SCHEMA = 1
 
 @dataclass(slots=True)
 class Overhead:
-    """Seconds a step and a request, with 95 % intervals; bundles that they were fitted on."""
+    """Seconds a step, a step with prompts and a request; 95 % intervals; what it was fitted on."""
 
     engine_version: str
     hardware: str
     step_s: float
     frontend_s: float
+    prompt_step_s: float = 0.0
     intervals: dict[str, list[float]] = field(default_factory=dict)
     fitted_on: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -42,6 +45,11 @@ class Overhead:
                     f"{source}: the overhead was fitted for {what} {own}, the deployment has "
                     f"{asked or 'none'}; fit it anew, or remove {OVERHEAD}"
                 )
+
+    def constants(self) -> dict[str, float]:
+        """Those that are not 0, by name; a step's and a request's always."""
+        found = {"step_s": self.step_s, "frontend_s": self.frontend_s}
+        return found | ({"prompt_step_s": self.prompt_step_s} if self.prompt_step_s else {})
 
 
 def save_overhead(overhead: Overhead, profile: Path) -> None:

@@ -23,7 +23,7 @@ from simulator.clock import to_ps
 from simulator.step_time.attention_grid import AttentionGrid
 from simulator.step_time.compiled import CompiledStepTime
 from simulator.step_time.experts import ExpertTables
-from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared
+from simulator.step_time.functions import Attention, Constant, Dense, Function, Shared, UpTo
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]
@@ -35,17 +35,17 @@ class StepTables:
     """Baked tables of one deployed shape.
 
     ``by_tokens``, ``collectives``, ``hop`` (between two pipeline stages) and ``by_sampled`` are
-    seconds at 0, 1, 2, ... tokens or rows; ``tokens_most`` and ``sampled_most`` the largest
-    that rest on measurements. Ranks that step together all run as many tokens as the fullest
-    of them, if that has ``together`` at most.
+    seconds at 0, 1, 2, ... tokens or rows; ``limits`` say of layers that were not measured up
+    to there which feature of a step they depend on, and the largest that rests on measurements.
+    Ranks that step together all run as many tokens as the fullest of them, if that has
+    ``together`` at most.
     """
 
     by_tokens: Floats
     collectives: Floats
     hop: Floats
     by_sampled: Floats
-    tokens_most: int
-    sampled_most: int
+    limits: dict[str, tuple[str, int]]
     together: int
     grids: list[AttentionGrid]
     layers: list[int]
@@ -60,7 +60,8 @@ def save_tables(tables: StepTables, path: Path) -> None:
         "collectives": tables.collectives,
         "hop": tables.hop,
         "by_sampled": tables.by_sampled,
-        "most": np.array([tables.tokens_most, tables.sampled_most, tables.together]),
+        "limits": np.array(json.dumps(tables.limits, sort_keys=True)),
+        "together": np.array(tables.together),
         "layers": np.array(tables.layers),
         "notes": np.array(json.dumps(tables.notes, sort_keys=True)),
     }
@@ -99,10 +100,11 @@ def load_tables(path: Path) -> StepTables:
                 experts = ExpertTables(
                     found["experts.grid"], found["experts.padded"], parts, most, with_experts, {}
                 )
-            tokens_most, sampled_most, together = (int(n) for n in found["most"])
+            limits = json.loads(str(found["limits"]))
             return StepTables(
                 found["by_tokens"], found["collectives"], found["hop"], found["by_sampled"],
-                tokens_most, sampled_most, together, grids, layers, experts,
+                {layer: (str(name), int(most)) for layer, (name, most) in limits.items()},
+                int(found["together"]), grids, layers, experts,
                 json.loads(str(found["notes"])),
             )  # fmt: skip
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -110,14 +112,18 @@ def load_tables(path: Path) -> StepTables:
 
 
 class OperatorStepTime(CompiledStepTime):
-    """The step-time model of baked tables; ``step_s`` is added to every forward."""
+    """The step-time model of baked tables, with the constants of ``overhead.py``."""
 
-    def __init__(self, tables: StepTables, *, step_s: float = 0.0, frontend_s: float = 0.0) -> None:
+    def __init__(
+        self, tables: StepTables, *, step_s: float = 0.0, prompt_step_s: float = 0.0,
+        frontend_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self._tables = tables
         forward: list[tuple[str, float, Function]] = [
             ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together, halves=True)),
             ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together, halves=True)),
             ("overhead", step_s, Constant()),
+            ("overhead", prompt_step_s, UpTo("prefill_tokens", 1)),
         ]
         head = [(1.0, Dense("sampled", tables.by_sampled))]
         hop = [(1.0, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
@@ -125,9 +131,9 @@ class OperatorStepTime(CompiledStepTime):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
             forward.append(("attention", float(count), attention))
         exchange: list[tuple[float, Function]] = []
-        ranges = {"tokens": tables.tokens_most, "sampled": tables.sampled_most}
+        limits = dict(tables.limits)
         if (experts := tables.experts) is not None:
-            ranges["engine_tokens"] = experts.most
+            limits["experts"] = ("engine_tokens", experts.most)
             curves = {n: Shared(experts.grid, experts.parts[n], experts.padded) for n in PARTS}
             exchange.append((1.0, curves.pop("exchange")))
             forward += [(name, 1.0, function) for name, function in curves.items()]
@@ -137,7 +143,7 @@ class OperatorStepTime(CompiledStepTime):
             hop=hop,
             exchange=exchange,
             frontend_ps=to_ps(frontend_s),
-            ranges=ranges,
+            layers=limits,
             overlap=tables.experts.layers if tables.experts else 1,
             parts=[
                 *(part for part, _, _ in forward),
@@ -146,6 +152,11 @@ class OperatorStepTime(CompiledStepTime):
             ],
         )
 
-    def with_overhead(self, step_s: float, frontend_s: float) -> OperatorStepTime:
+    def with_overhead(
+        self, *, step_s: float = 0.0, prompt_step_s: float = 0.0, frontend_s: float = 0.0
+    ) -> OperatorStepTime:
         """The same tables with these constants; they may be negative only while fitted."""
-        return OperatorStepTime(self._tables, step_s=step_s, frontend_s=max(frontend_s, 0.0))
+        return OperatorStepTime(
+            self._tables, step_s=step_s, prompt_step_s=prompt_step_s,
+            frontend_s=max(frontend_s, 0.0),
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from simulator.operators import Prediction, family_named
+from simulator.operators import Prediction, Shape, family_named
 from simulator.operators.library import Group, Library, device_of, fit_library, groups_of
-from simulator.operators.model import FittedOperator
+from simulator.operators.model import SLACK, FittedOperator
 from simulator.step_time.select_kernels import SKEWED
 
 Floats = npt.NDArray[np.float64]
@@ -24,12 +25,13 @@ class Unmeasured:
     """Fitted operators of one device and engine version, each fitted when first asked for.
 
     ``library`` keeps them; ``used`` says by layer which model priced it, and what share of
-    the sizes lay outside what it was fitted on.
+    the sizes lay outside what it was fitted on. ``alone`` is held while one is fitted.
     """
 
     kernels: pa.Table
     library: Library = field(default_factory=Library)
     progress: Callable[[str], None] = lambda _: None
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     used: dict[str, str] = field(default_factory=dict)
 
     def predict(
@@ -44,11 +46,12 @@ class Unmeasured:
             return None
         rows = pd.DataFrame({**sizes}).assign(operator=operator, **shape)
         device = device_of(fitted.key)
-        found = fitted.predict(family_named(operator).shape(rows, device), device)
+        asked = family_named(operator).shape(rows, device)
+        found = fitted.predict(asked, device)
         backend = fitted.key["backend"] or fitted.key["engine"]
         self.used[layer] = (
             f"fitted to {fitted.rows} kernels of {backend}, "
-            f"{found.extrapolated.mean():.0%} of sizes outside"
+            f"{found.extrapolated.mean():.0%} of sizes outside{_beyond(fitted, asked)}"
         )
         return found
 
@@ -73,11 +76,14 @@ class Unmeasured:
 
         group = max(groups, key=measured)
         kept = self._kept(group, rows)
-        if kept is None:
-            self.progress(f"fitting {group.name} ({len(group.rows)} rows)")
-            fitted = fit_library(rows.iloc[group.rows]).operators
-            self.library.operators += fitted
-            kept = fitted[0] if fitted else None
+        if kept is not None:
+            return kept
+        with self.alone():
+            if (kept := self._kept(group, rows)) is None:  # nor fitted by another process meanwhile
+                self.progress(f"fitting {group.name} ({len(group.rows)} rows)")
+                fitted = fit_library(rows.iloc[group.rows]).operators
+                self.library.operators += fitted
+                kept = fitted[0] if fitted else None
         return kept
 
     def _kept(self, group: Group, rows: pd.DataFrame) -> FittedOperator | None:
@@ -85,3 +91,21 @@ class Unmeasured:
         one = family_named(group.operator).shape(rows.iloc[group.rows[:1]], device_of(group.key))
         same = (o for o in self.library.operators if (o.family, *o.key.values()) == group.same)
         return next((o for o in same if o.knows(one)), None)
+
+
+def _beyond(fitted: FittedOperator, asked: Shape) -> str:
+    """Of which coordinates, and what was measured of them."""
+    found = []
+    for name in fitted.lows:
+        values, low, high = (
+            np.asarray(asked.place.get(name, ()), float),
+            fitted.lows[name],
+            fitted.highs[name],
+        )
+        for value, bound, past in (
+            (values.min(initial=low), low, "from"),
+            (values.max(initial=high), high, "to"),
+        ):
+            if value < bound / SLACK or value > bound * SLACK:
+                found.append(f"{name} {value:,.0f}, measured {past} {bound:,.0f}")
+    return f" ({'; '.join(found)})" if found else ""

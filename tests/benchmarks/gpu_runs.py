@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from replay.fit_overhead import CONSTANTS, fit_overhead
+from replay.fit_overhead import CONSTANTS, SAID, fit_overhead
 from replay.plan import load_step_time, make_plan
 from replay.simulate import replay
 from simulator.step_time.base import BatchShape
@@ -176,7 +176,7 @@ def h100(place: Place) -> Iterator[Line]:
     profiles = {"nothing": operators}
     if place.fit:
         learnt = place.out / "measured" / "agg_2rps"
-        for constant in CONSTANTS:
+        for constant in SAID:
             profiles[f"{constant}, agg_2rps"] = fit(
                 place, learnt, deployment, operators, f"h100-{constant}", None, [constant]
             )
@@ -279,7 +279,8 @@ def fit(place: Place, bundle: Path, deployment: Path, operators: Path, name: str
                          constants=constants)  # fmt: skip
     if (operators / "baked").is_dir():  # the same kernels, baked already
         shutil.copytree(operators / "baked", out / "baked")
-    say(f"{name}: step {found.step_s * 1e3:.3f} ms, frontend {found.frontend_s * 1e3:.2f} ms")
+    said = (f"{which} {seconds * 1e3:.3f} ms" for which, seconds in found.constants().items())
+    say(f"{name}: {', '.join(said)}")
     return out
 
 

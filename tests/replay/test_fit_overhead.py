@@ -114,6 +114,26 @@ def test_one_constant_from_the_first_requests_alone(home: Path, frontier: Fronti
     assert list(found.intervals) == ["frontend_s"]
 
 
+def test_steps_with_prompts_are_told_from_other_steps(home: Path, frontier: Frontier) -> None:
+    seeded = Overhead("0.32.0", "h100_sxm", 0.4e-3, 7e-3, prompt_step_s=5e-3)
+    shutil.copytree(home / "kernels", home / "pieces")
+    save_overhead(seeded, home / "pieces")
+    run = frontier("replay", home / "work", "-D", home / "d.yaml", "--operators", home / "pieces",
+                   "--out", home / "pieces-run")  # fmt: skip
+    assert run.exit_code == 0, run.output
+    names = ("step_s", "prompt_step_s", "frontend_s")
+    fit = frontier("fit", home / "pieces-run", "--operators", home / "kernels", "--out",
+                   home / "told", *(f"--constant={name}" for name in names))  # fmt: skip
+    assert fit.exit_code == 0, fit.output
+    assert "added if it has prompts" in fit.output
+    found = load_overhead(home / "told")
+    assert found is not None
+    for name in names:
+        assert getattr(found, name) == pytest.approx(getattr(seeded, name), rel=0.05)
+        low, high = found.intervals[name]
+        assert low <= getattr(found, name) <= high
+
+
 def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Frontier) -> None:
     replay = (
         "replay", home / "work", "-D", home / "d.yaml", "--operators", home / "slow", "--out",

@@ -211,3 +211,17 @@ def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
     )  # fmt: skip
     step.times(beyond)
     assert step.coverage() == {"steps": 3, "extrapolated": 1}
+    assert step.outside() == {"attention": 1}
+
+
+def test_steps_beyond_what_was_measured_are_counted_by_layer(tmp_path: Path) -> None:
+    engine = Engine(max_num_seqs=8, max_num_batched_tokens=1024, enforce_eager=True)
+    tables = bake(priced(), model(), engine)
+    projections = ("down_proj", "gate_up_proj", "o_proj", "qkv_proj")
+    assert tables.limits == {name: ("tokens", 512) for name in projections}
+    save_tables(tables, tmp_path / "t.npz")
+    step = OperatorStepTime(load_tables(tmp_path / "t.npz"))
+    for tokens in (512, 513, 1000):
+        step.times(BatchShape(tokens=tokens))
+    assert step.coverage() == {"steps": 3, "extrapolated": 2}
+    assert step.outside() == dict.fromkeys(projections, 2)

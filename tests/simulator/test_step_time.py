@@ -99,6 +99,7 @@ def test_beyond_its_edges_a_table_is_clamped_and_the_step_counted() -> None:
     assert forward(decodes=3, decode_context=99) == 3.5
     assert forward(decodes=3, decode_context=10, rows=51) == 1.5
     assert model.coverage() == {"steps": 5, "extrapolated": 4}
+    assert model.outside() == {"rows": 1}  # the table has no name
     assert forward(decodes=0, decode_context=0) == 0.0  # no such work in the step
     assert model.coverage()["extrapolated"] == 4
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simulator.deployment import SHIPPED, Engine
@@ -17,6 +18,7 @@ from simulator.step_time.deployed import deployed_step_time
 from simulator.step_time.kernel_types import KernelTypes, kernel_types
 from simulator.step_time.layers import TOKENS, AttentionCall, Call
 from simulator.step_time.prices import Prices
+from simulator.step_time.profile_prices import profile_prices
 from simulator.step_time.select_kernels import one_backend, select_kernels
 from simulator.step_time.unmeasured import Unmeasured
 from traces.errors import ConfigError
@@ -87,7 +89,9 @@ def test_a_shape_between_measured_ones_is_predicted_and_noted() -> None:
     expected = [gemm_s(m, 6144, 4096) for m in sizes]
     np.testing.assert_allclose(seconds, expected, rtol=0.1)
     assert outside.tolist() == [False] * 4 + [True]
-    assert asked.unmeasured.used == {"o_proj": "fitted to 48 kernels of one, 20% of sizes outside"}
+    assert asked.unmeasured.used == {
+        "o_proj": "fitted to 48 kernels of one, 20% of sizes outside (m 8,192, measured to 2,048)"
+    }
     assert asked.estimated == {}
 
 
@@ -248,3 +252,17 @@ def test_models_of_other_features_are_fitted_again() -> None:
     stale = asked.unmeasured.library.operators[0]
     stale.features, stale.residual = ("m",), stale.residual + 1
     assert asked.seconds(call, np.array([16.0]))[0] == first
+
+
+def test_processes_that_share_a_profile_fit_what_is_missing_once(tmp_path: Path) -> None:
+    pq.write_table(table(measured()), tmp_path / "kernels.parquet")
+    said: list[str] = []
+    call = Call("linear", "o_proj", TOKENS, {"n": 6144, "k": 4096})
+    shared = (tmp_path, "hash", model(), Engine(), H100, "0.24.0", said.append)
+    with profile_prices(*shared) as (one, _), profile_prices(*shared) as (other, _):
+        found = [asked.seconds(call, np.array([16.0]))[0] for asked in (one, other)]
+    assert found[0] == found[1]
+    assert said == ["fitting linear h100_sxm vllm 0.24.0 one bfloat16 kernel (48 rows)"]
+    with profile_prices(*shared) as (later, _):
+        assert later.seconds(call, np.array([16.0]))[0] == found[0]
+    assert len(said) == 1
