@@ -66,8 +66,9 @@ def shifted(mean: Floats, spread: Floats, shift: Floats) -> Floats:
         middle = (low + high) / 2
         above = ndtr(score - middle).sum(axis=-1, keepdims=True) > top_k
         low, high = np.where(above, middle, low), np.where(above, high, middle)
-    found: Floats = ndtr(score - low)
-    return np.minimum(found * (top_k / found.sum(axis=-1, keepdims=True)), 1.0)
+    found = ndtr(score - low)
+    scaled: Floats = np.minimum(found * (top_k / found.sum(axis=-1, keepdims=True)), 1.0)
+    return scaled
 
 
 def route(rng: np.random.Generator, chance: Floats, tokens: int) -> Ints:

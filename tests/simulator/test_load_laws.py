@@ -73,7 +73,7 @@ def drawn_and_recorded(seen: str, held: str, kind: str) -> tuple[Counts, Counts]
 
 @pytest.mark.parametrize(("seen", "held"), PAIRS)
 def test_imbalance_of_another_load_by_layer(seen: str, held: str) -> None:
-    for name, bar, layer_bar in (("decode", 0.06, 0.15), ("prefill", 0.1, 0.25)):
+    for name, bar, layer_bar in (("decode", 0.06, 0.15), ("prefill", 0.12, 0.25)):
         drawn, recorded = drawn_and_recorded(seen, held, name)
         layers = [
             ks_2samp(imbalance(drawn)[:, i], imbalance(recorded)[:, i]).statistic
@@ -119,14 +119,11 @@ def seconds_of(device: str, counts: Counts) -> Floats:
 @pytest.mark.parametrize(("seen", "held"), PAIRS)
 def test_expert_time_of_another_load(seen: str, held: str, device: str) -> None:
     """On a CPU experts wait for FLOPs, on a GPU at these sizes for the weights of those awake."""
-    total = np.zeros(2)
     for name in KINDS:
         drawn, recorded = (seconds_of(device, c) for c in drawn_and_recorded(seen, held, name))
         error = drawn.mean() / recorded.mean() - 1
-        total += drawn.mean() * len(recorded), recorded.mean() * len(recorded)
         print(f"\n{seen} to {held}, {device}, {name}: {error:+.1%}")
-        assert abs(error) < 0.06
-    assert abs(total[0] / total[1] - 1) < 0.05
+        assert abs(error) < 0.05
 
 
 def test_a_law_of_one_layer_says_how_uneven_an_unseen_one_is(shared: Path) -> None:
