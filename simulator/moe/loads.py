@@ -56,8 +56,8 @@ def draw_loads(
     rng = np.random.default_rng([seed, 1])
     if beside:
         assert isinstance(law, Drawn)
-        for tokens, counts in law.mixed(rng, moe, steps, sizes, beside):
-            yield seen(tokens, counts, slots, moe)
+        for tokens, both in law.mixed(rng, moe, steps, sizes, beside):
+            yield seen(tokens, both, slots, moe)
         return
     for tokens, counts in zip(sizes, law.counts(rng, moe, steps, sizes), strict=True):
         even = counts.dtype.kind == "f"  # expected values
