@@ -85,6 +85,7 @@ class LockStep:
         found = []
         for shape in shapes:
             shape.engine_tokens, shape.most_tokens = sum(tokens), max(tokens)
+            shape.engine_prefill = sum(s.prefill_tokens for s in shapes)
             shape.most_rows = max(s.rows for s in shapes)
             shape.draw = draw_of(self.index, self._begun)
             shape.halved = halved

@@ -257,7 +257,7 @@ class Replica:
         if batch.tokens:
             shape = shape_of(batch)
             shape.engine_tokens = shape.most_tokens = shape.tokens
-            shape.most_rows = shape.rows
+            shape.engine_prefill, shape.most_rows = shape.prefill_tokens, shape.rows
             shape.draw = draw_of(self.index, self._begun)
             self._begun += 1
             times = self._model.times(shape)

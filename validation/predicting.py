@@ -20,11 +20,12 @@ class Predictor:
     def times(self, step: int, shapes: Shapes, *, halved: bool = False) -> StepTimes:
         """Times of step number ``step``: each part is the slowest rank's."""
         tokens = [shape.tokens for shape in shapes]
+        prefill = sum(shape.prefill_tokens for shape in shapes)
         found = [
             self._model.times(
                 replace(
-                    shape, engine_tokens=sum(tokens), most_tokens=max(tokens),
-                    draw=draw_of(self._replica, step), halved=halved,
+                    shape, engine_tokens=sum(tokens), engine_prefill=prefill,
+                    most_tokens=max(tokens), draw=draw_of(self._replica, step), halved=halved,
                 )
             ).in_one_stage()
             for shape in shapes

@@ -65,6 +65,7 @@ def _begin_step(w: World, s: Replica, now: int) -> bool:
         m = model_of(w, 0)
         shape = shape_of(m, 0)
         shape.engine_tokens = shape.most_tokens = step.tokens
+        shape.engine_prefill = shape.prefill_tokens
         shape.most_rows = shape.rows
         shape.draw = s.index * DRAWS_APART + s.begun
         s.begun += 1

@@ -26,6 +26,7 @@ def evaluate(model: int) -> None:
     shape.prefill_rows = shape.rows - shape.decodes
     if not shape.engine_tokens:
         shape.engine_tokens = shape.most_tokens = shape.tokens
+        shape.engine_prefill = shape.prefill_tokens
         shape.most_rows = shape.rows
     predict(m)
 

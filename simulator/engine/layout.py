@@ -211,6 +211,7 @@ class Shape(Record):
     prefill_context_max: int
     prefill_pairs: int
     engine_tokens: int
+    engine_prefill: int
     most_tokens: int
     most_rows: int
     draw: int

@@ -50,7 +50,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
     m, begun = model_of(w, 0), w.begun
     home = m.shape_at
     slot = (first.first_slot + first.flight) % w.slots
-    total = most = most_rows = 0
+    total = prefill = most = most_rows = 0
     least = w.max_batched_tokens + 1
     halved = w.dbo_decode > 0
     for k in range(w.ranks):
@@ -65,6 +65,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         if step.dummy:
             _dummy(shape)
         total += shape.tokens
+        prefill += shape.prefill_tokens
         most = max(most, shape.tokens)
         most_rows = max(most_rows, shape.rows)
         least = min(least, shape.tokens)
@@ -77,6 +78,7 @@ def _begin_step(w: World, first: Replica, now: int) -> None:
         m.shape_at = s.shape_at
         shape = own_shape_of(s, 0)
         shape.engine_tokens = total
+        shape.engine_prefill = prefill
         shape.most_tokens = most
         shape.most_rows = most_rows
         shape.halved = halved

@@ -163,7 +163,10 @@ def _dense(m: Model, t: Term, x: int) -> float:
 
 @compiled
 def _shared(m: Model, t: Term) -> float:
-    """Numbers: coefficient, tokens of all by those of the fullest, grid, a curve for each draw."""
+    """Numbers: coefficient, tokens of all by those of the fullest, grid, a curve for each draw.
+
+    With ``planes``: those grid points of other tokens beside those of prompts, a table a draw.
+    """
     shape = shape_of(m, 0)
     tokens = float(shape.engine_tokens)
     if shape.most_tokens < t.knee:
@@ -173,10 +176,20 @@ def _shared(m: Model, t: Term) -> float:
         tokens /= 2.0
         times = 2.0
     grid = t.start + 1 + t.knee
-    column = _position(m, grid, t.columns, tokens)
-    left = min(int(column), t.columns - 2)
     curve = shape.draw % t.lines
-    return times * _between(m, grid + t.columns * (1 + curve) + left, column - left)
+    if not t.planes:
+        column = _position(m, grid, t.columns, tokens)
+        left = min(int(column), t.columns - 2)
+        return times * _between(m, grid + t.columns * (1 + curve) + left, column - left)
+    prompts = float(shape.engine_prefill) / times
+    column = _position(m, grid, t.columns, prompts)
+    left = min(int(column), t.columns - 2)
+    beside = grid + t.columns
+    line = _position(m, beside, t.planes, tokens - prompts)
+    low = min(int(line), t.planes - 2)
+    cell = beside + t.planes + t.columns * (t.planes * curve + low) + left
+    below, above = _between(m, cell, column - left), _between(m, cell + t.columns, column - left)
+    return times * (below + (line - low) * (above - below))
 
 
 @compiled

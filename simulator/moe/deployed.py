@@ -12,7 +12,7 @@ import yaml
 from simulator.deployment import Engine, MoE
 from simulator.model import ModelSpec
 from simulator.moe.fit import LOADS, read_fitted
-from simulator.moe.laws import LoadLaw, Recorded, Table, check_law, closed_form, drift_of
+from simulator.moe.laws import LoadLaw, Recorded, Table, check_law, closed_form, prompts_of
 from simulator.moe.placement import make_placement
 from simulator.moe.recorded import expert_counts
 from simulator.step_time.experts import ExpertLoads
@@ -57,7 +57,7 @@ def _law(
         path = home / law["path"]
         shares = _read_table(path)
         said["table"] = content_hash(path)
-        return Table(shares, drift_of(law), str(path))
+        return Table(shares, prompts_of(law), str(path))
     if law["from"] == "fitted":
         if profile is None or not (profile / LOADS).is_file():
             raise ConfigError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from simulator.moe.laws.base import Counts, Layers, LoadLaw
+from simulator.moe.laws.base import Counts, Drawn, Layers, LoadLaw
 from simulator.moe.placement.base import Placement
 
 Floats = npt.NDArray[np.float64]
@@ -42,15 +42,23 @@ def draw_loads(
     redundant: int = 0,
     steps: int,
     sizes: Sequence[int],
+    beside: Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[RankLoads]:
     """Loads of every rank at each of the ascending ``sizes``, ``steps`` draws each.
 
-    Raises ConfigError if the law does not fit the model, or the placement the ranks.
+    With ``beside`` (ascending, from 0) the sizes are tokens of prompts, which are alike, each
+    beside each of these numbers of decodes; only a ``Drawn`` law tells them apart. Raises
+    ConfigError if the law does not fit the model, or the placement the ranks.
     """
     shares = expected_shares(law, moe, steps, seed)
     slots = placement.slots(shares, ranks, redundant)
     rng = np.random.default_rng([seed, 1])
+    if beside:
+        assert isinstance(law, Drawn)
+        for tokens, both in law.mixed(rng, moe, steps, sizes, beside):
+            yield seen(tokens, both, slots, moe)
+        return
     for tokens, counts in zip(sizes, law.counts(rng, moe, steps, sizes), strict=True):
         even = counts.dtype.kind == "f"  # expected values
         yield _even(tokens, slots, moe) if even else seen(tokens, counts, slots, moe)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from traces.bundle import Bundle
 from traces.errors import TraceError
@@ -18,12 +19,18 @@ Ints = npt.NDArray[np.int64]
 class ExpertCounts:
     """``counts``: tokens per expert, ``(steps, layers, experts)``, steps in order.
 
-    The micro-batches of a step are added up.
+    The micro-batches of a step are added up. ``prompts``: of each step the squared tokens of
+    each request that has more than one, added up, ``(steps,)``; None if the bundle does not say.
     """
 
     counts: Ints
     top_k: int
     source: str
+    prompts: Floats | None = None
+
+    def tokens(self) -> Ints:
+        """Tokens of each step, ``(steps,)``."""
+        return np.asarray(self.counts[:, 0].sum(axis=-1) // self.top_k)
 
     def shares(self) -> Floats:
         """Of a layer's tokens the share that each expert got, ``(layers, experts)``."""
@@ -63,4 +70,16 @@ def expert_counts(bundle: Bundle, top_k: int) -> ExpertCounts:
         raise TraceError(
             f"{bundle.path}/experts.parquet: counts are not tokens x {top_k} in every layer"
         )
-    return ExpertCounts(counts[kept], top_k, str(bundle.path))
+    prompts = _prompts(bundle, steps[kept]) if "step_requests" in bundle else None
+    return ExpertCounts(counts[kept], top_k, str(bundle.path), prompts)
+
+
+def _prompts(bundle: Bundle, steps: Ints) -> Floats:
+    """See ``ExpertCounts``; ``steps`` are replica and step, ``(steps, 2)``."""
+    table = bundle.table("step_requests")
+    tokens = table.column("scheduled_tokens").to_numpy().astype(float)
+    table = table.append_column("squared", pa.array(np.where(tokens > 1, tokens**2, 0.0)))
+    sums = table.group_by(["replica", "step"]).aggregate([("squared", "sum")])
+    names = ("replica", "step", "squared_sum")
+    found = {(r, s): q for r, s, q in zip(*(sums[n].to_pylist() for n in names), strict=True)}
+    return np.array([found.get((replica, step), 0.0) for replica, step in steps.tolist()])

@@ -9,7 +9,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = 60
-MOST_CHANCE = 1 - 1e-9
+HALVINGS = 40
+WIDEST = 8.0  # deviates, beyond which nothing is expected
+LEAST_CHANCE, MOST_CHANCE = 1e-6, 1 - 1e-9
 
 
 def chances(popularity: Floats, top_k: int) -> Floats:
@@ -40,14 +42,33 @@ def chances(popularity: Floats, top_k: int) -> Floats:
     return np.minimum(found, 1.0)
 
 
-def popularity(chance: Floats) -> Floats:
-    """Popularity whose ``chances`` these are, up to a factor; ``chance`` is ``(..., experts)``.
+def shifted(mean: Floats, spread: Floats, shift: Floats) -> Floats:
+    """Chances once the experts' normal scores move by ``spread * shift``, ``(..., experts)``.
 
-    >>> chances(popularity(np.array([0.9, 0.7, 0.3, 0.1])), 2).round(6)
+    A score is its own normal deviate, of unit width, over one threshold for all; over shifts
+    that are normal too, of unit width, each expert's chance is about ``mean``.
+
+    >>> shifted(np.array([0.9, 0.7, 0.3, 0.1]), np.array(0.0), np.zeros(4)).round(6)
     array([0.9, 0.7, 0.3, 0.1])
+    >>> shifted(np.full(4, 0.5), np.array(1.0), np.array([1.0, 0.0, 0.0, -1.0])).round(2)
+    array([0.84, 0.5 , 0.5 , 0.16])
     """
-    found: Floats = -np.log1p(-np.minimum(chance, MOST_CHANCE))
-    return found
+    from scipy.special import ndtr, ndtri
+
+    inner = np.clip(mean, LEAST_CHANCE, MOST_CHANCE)
+    score = np.sqrt(1.0 + spread**2) * ndtri(inner) + spread * shift
+    top_k = np.rint(mean.sum(axis=-1, keepdims=True))
+    if (top_k >= mean.shape[-1]).any():
+        return np.ones_like(score)
+    high = score.max(axis=-1, keepdims=True) + WIDEST
+    low = score.min(axis=-1, keepdims=True) - WIDEST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = ndtr(score - middle).sum(axis=-1, keepdims=True) > top_k
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    found = ndtr(score - low)
+    scaled: Floats = np.minimum(found * (top_k / found.sum(axis=-1, keepdims=True)), 1.0)
+    return scaled
 
 
 def route(rng: np.random.Generator, chance: Floats, tokens: int) -> Ints:

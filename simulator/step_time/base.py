@@ -33,6 +33,7 @@ class BatchShape:
     prefill_context_max: int = 0
     prefill_pairs: int = 0  # their sum of q c + q (q + 1) / 2: query-key pairs
     engine_tokens: int = 0  # tokens of all ranks that step together, this one among them
+    engine_prefill: int = 0  # of these, tokens of rows with q > 1
     most_tokens: int = 0  # of these ranks, the most tokens on one
     most_rows: int = 0  # and the most rows
     draw: int = 0  # which of the drawn expert loads the step gets

@@ -196,11 +196,15 @@ def _table(table: Table, numbers: list[float]) -> Fields:
 
 def _shared(curves: Shared, numbers: list[float]) -> Fields:
     grid, values = np.asarray(curves.grid, float), np.asarray(curves.values, float)
-    if len(grid) < 2 or (np.diff(grid) <= 0).any() or values.shape != (len(values), len(grid)):
+    beside = np.asarray(curves.beside, float)
+    shape = (len(values), *[len(beside)] * bool(len(beside)), len(grid))
+    rising = all((np.diff(axis) > 0).all() for axis in (grid, beside))
+    if len(grid) < 2 or len(beside) == 1 or not rising or values.shape != shape:
         raise ConfigError(f"shared table: values of shape {values.shape} on {len(grid)} points")
-    for part in (curves.padded, grid, values):
+    for part in (curves.padded, grid, beside, values):
         numbers += np.asarray(part, float).ravel().tolist()
-    return {"knee": len(curves.padded), "columns": len(grid), "lines": len(values)}
+    size = {"columns": len(grid), "lines": len(values), "planes": len(beside)}
+    return {"knee": len(curves.padded), **size}
 
 
 def _attention(table: Attention, numbers: list[float]) -> Fields:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from simulator.deployment import Engine
 from simulator.model import ModelSpec
-from simulator.moe.laws import Layers
+from simulator.moe.laws import Drawn, Layers
 from simulator.moe.loads import RankLoads, draw_loads
 from simulator.step_time.experts import ExpertLoads, ExpertTables
 from simulator.step_time.layers import ENGINE, Call, calls
@@ -36,7 +36,9 @@ def bake_experts(
     if not shared or model.moe is None:
         return None
     ranks = engine.data_parallel_size
-    sizes = token_grid(ranks * engine.max_num_batched_tokens)
+    sizes, beside = token_grid(ranks * engine.max_num_batched_tokens), np.zeros(0)
+    if isinstance(loads.law, Drawn) and loads.law.prompts.alike:
+        sizes, beside = np.append(0.0, sizes), _decodes(engine)
     (gemm,) = (call for call in shared if call.family == "grouped_gemm")
     moe = Layers(model.moe_layers, model.moe.experts, model.moe.top_k)
     drawn = draw_loads(
@@ -47,19 +49,24 @@ def bake_experts(
         redundant=engine.num_redundant_experts,
         steps=loads.draws,
         sizes=[int(n) for n in sizes],
+        beside=[int(n) for n in beside],
     )
     columns: dict[str, list[Floats]] = {"exchange": [], "experts": [], "straggler": []}
     most, imbalance = 0, {}
     for load in drawn:
-        found, measured = _layer(prices, shared, load)
+        nothing = dict.fromkeys(columns, np.zeros((1, 1))), True
+        found, measured = _layer(prices, shared, load) if load.tokens else nothing
         for name, seconds in found.items():
             columns[name].append(seconds.mean(axis=1) * moe.layers)
-        most = load.tokens if measured else most
+        most = max(most, load.tokens) if measured else most
         if load.tokens in SHOWN:
             imbalance[str(load.tokens)] = round(load.imbalance(), 3)
     lines = {name: np.stack(np.broadcast_arrays(*part), axis=1) for name, part in columns.items()}
+    if len(beside):  # draws, prompts and decodes: the prompts last
+        shape = (-1, len(sizes), len(beside))
+        lines = {name: part.reshape(shape).swapaxes(1, 2) for name, part in lines.items()}
     notes = {"expert_load": loads.said, "imbalance_at_tokens": imbalance}
-    return ExpertTables(sizes, _padded(engine, ranks), lines, most, moe.layers, notes)
+    return ExpertTables(sizes, _padded(engine, ranks), lines, most, moe.layers, notes, beside)
 
 
 def _layer(prices: Prices, shared: list[Call], load: RankLoads) -> tuple[dict[str, Floats], bool]:
@@ -102,6 +109,12 @@ def token_grid(most: int) -> Floats:
     """Ascending numbers of tokens from 1 to ``most``, two an octave."""
     octaves = np.arange(0.0, 2 * np.log2(max(most, 2)))
     return np.unique(np.append(np.rint(2 ** (octaves / 2)), max(most, 2)))
+
+
+def _decodes(engine: Engine) -> Floats:
+    """Ascending numbers of decodes of all ranks from 0, with those that fill up a graph."""
+    most = max(engine.max_num_seqs, *engine.graph_sizes(), 1)
+    return np.append(0.0, token_grid(engine.data_parallel_size * most))
 
 
 def _padded(engine: Engine, ranks: int) -> Floats:

@@ -37,6 +37,9 @@ class ExpertLoads:
 class ExpertTables:
     """Seconds in a step over ``grid`` tokens of all ranks, one line a draw.
 
+    With ``beside``, where tokens of a prompt are alike, over ``grid`` tokens of prompts and
+    ``beside`` others: ``(draws, others, prompts)``.
+
     ``padded[m]``: tokens of all ranks where the fullest has m and CUDA graphs make all run as
     many; ``most`` the largest number of tokens that rests on measurements; ``layers`` those
     with experts.
@@ -48,3 +51,4 @@ class ExpertTables:
     most: int
     layers: int
     notes: dict[str, Any]
+    beside: Floats = field(default_factory=lambda: np.zeros(0))

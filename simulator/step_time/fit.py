@@ -89,8 +89,11 @@ def _together(ranks: Sequence[Samples]) -> Samples:
     fullest = order[firsts]
     there = np.diff(firsts, append=len(order))
     totals = np.add.reduceat(tokens[order], firsts) + len(ranks) - there
-    for i, total in zip(fullest, totals, strict=True):
+    prefill = np.array([shape.prefill_tokens for shape in every.shapes], np.int64)
+    prefills = np.add.reduceat(prefill[order], firsts)
+    for i, total, of_prompts in zip(fullest, totals, prefills, strict=True):
         every.shapes[i].engine_tokens = int(total)
+        every.shapes[i].engine_prefill = int(of_prompts)
         every.shapes[i].most_tokens = int(tokens[i])
     slowest = {
         name: np.fmax.reduceat(getattr(every, name)[order], firsts)

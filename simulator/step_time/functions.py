@@ -126,11 +126,14 @@ class Shared:
     ``values[j][i]`` belongs to draw j and ``grid[i]`` tokens (ascending, from 1), linear in
     between; a step of draw d takes the curve d modulo their number. ``padded[m]`` are the
     tokens of all ranks where the fullest has m and all run as many; beyond, the ranks' own.
+    With ``beside`` (ascending, from 0) ``values[j][k][i]`` is of ``grid[i]`` tokens of prompts
+    (from 0) and ``beside[k]`` others, linear in both.
     """
 
     grid: Numbers
     values: Sequence[Numbers] | Floats
     padded: Numbers = ()
+    beside: Numbers = ()
 
 
 @dataclass(frozen=True, slots=True)

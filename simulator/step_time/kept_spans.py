@@ -72,6 +72,7 @@ def _slowest(model: PipelinedStepTime, number: int, steps: pa.Table, rows: pa.Ta
     for shape in shapes:
         shape.engine_tokens = sum(s.tokens for s in shapes)
         shape.most_tokens = max(s.tokens for s in shapes)
+        shape.engine_prefill = sum(s.prefill_tokens for s in shapes)
         shape.most_rows = max(s.rows for s in shapes)
         shape.draw = number
     took = [model.times(shape).forward for shape in shapes]

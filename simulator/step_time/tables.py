@@ -72,6 +72,7 @@ def save_tables(tables: StepTables, path: Path) -> None:
     if tables.experts is not None:
         experts = tables.experts
         arrays |= {"experts.grid": experts.grid, "experts.padded": experts.padded}
+        arrays["experts.beside"] = experts.beside
         arrays |= {f"experts.{name}": part for name, part in experts.parts.items()}
         arrays["experts.most"] = np.array([experts.most, experts.layers])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +99,9 @@ def load_tables(path: Path) -> StepTables:
                 parts = {name: found[f"experts.{name}"] for name in PARTS}
                 most, with_experts = (int(n) for n in found["experts.most"])
                 experts = ExpertTables(
-                    found["experts.grid"], found["experts.padded"], parts, most, with_experts, {}
-                )
+                    found["experts.grid"], found["experts.padded"], parts, most, with_experts, {},
+                    found["experts.beside"],
+                )  # fmt: skip
             limits = json.loads(str(found["limits"]))
             return StepTables(
                 found["by_tokens"], found["collectives"], found["hop"], found["by_sampled"],
@@ -134,7 +136,10 @@ class OperatorStepTime(CompiledStepTime):
         limits = dict(tables.limits)
         if (experts := tables.experts) is not None:
             limits["experts"] = ("engine_tokens", experts.most)
-            curves = {n: Shared(experts.grid, experts.parts[n], experts.padded) for n in PARTS}
+            curves = {
+                name: Shared(experts.grid, experts.parts[name], experts.padded, experts.beside)
+                for name in PARTS
+            }
             exchange.append((1.0, curves.pop("exchange")))
             forward += [(name, 1.0, function) for name, function in curves.items()]
         super().__init__(

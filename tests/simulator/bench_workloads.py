@@ -150,11 +150,19 @@ BYTES_PER_S, FLOPS = 1.6e12, 200e12
 LAUNCH_S = 4e-6
 
 
-def shared_experts() -> list[tuple[float, Function]]:
-    """Experts of eight ranks: their work and the wait for the slowest, drawn 32 times."""
+def shared_experts(*, alike: bool = False) -> list[tuple[float, Function]]:
+    """Experts of eight ranks: their work and the wait for the slowest, drawn 32 times.
+
+    ``alike``: by the tokens of prompts and those of decodes, as where a prompt's are alike.
+    """
     grid = np.unique(np.geomspace(1, 8 * 2048, 29).round())
     wait = np.random.default_rng(3).gamma(4.0, 0.05, (32, 1))
     work = LAYERS * (LAUNCH_S + grid / 8 * 6 * HIDDEN * 2048 / FLOPS)
+    if alike:
+        beside = np.append(0.0, grid[grid <= 8 * 512])
+        work = work + beside[:, None] * work[-1] / grid[-1]
+        wait = wait[..., None]
+        return [(1.0, Shared(grid, w, beside=beside)) for w in (work[None], wait * work)]
     return [(1.0, Shared(grid, [work])), (1.0, Shared(grid, wait * work))]
 
 

@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp
 
 from simulator.deployment import Engine, MoE
 from simulator.model import load_model
 from simulator.moe.deployed import deployed_loads
 from simulator.moe.fit import fit_loads, read_fitted, write_fitted
-from simulator.moe.laws import Dirichlet, Drift, Layers, LoadLaw, Recorded, Table, Uniform, Zipf
+from simulator.moe.laws import (
+    Dirichlet,
+    Drawn,
+    Layers,
+    LoadLaw,
+    Prompts,
+    Recorded,
+    Table,
+    Uniform,
+    Zipf,
+)
 from simulator.moe.loads import draw_loads
 from simulator.moe.placement import PLACEMENTS, make_placement
 from simulator.moe.recorded import ExpertCounts, expert_counts
@@ -27,7 +36,11 @@ SIZES = (1, 2, 5, 64, 1000)
 laws = st.one_of(
     st.builds(Uniform),
     st.builds(Zipf, st.floats(0, 2)),
-    st.builds(Dirichlet, st.floats(0.1, 20), st.builds(Drift, st.floats(0, 1), st.floats(0, 0.9))),
+    st.builds(
+        Dirichlet,
+        st.floats(0.1, 20),
+        st.builds(Prompts, st.floats(0, 3), st.floats(0, 0.9), st.integers(0, 200)),
+    ),
 )
 models = st.builds(
     lambda ranks, each, layers, k: (Layers(layers, ranks * each, min(k, ranks * each)), ranks),
@@ -108,22 +121,38 @@ def test_a_record_is_replayed_as_it_was() -> None:
         assert counts.max() <= size
 
 
-def imbalance(counts: np.ndarray) -> np.ndarray:
-    return counts.max(axis=-1) / counts.mean(axis=-1)
+@settings(deadline=None, max_examples=40)
+@given(laws, models, st.integers(0, 9))
+def test_prompts_beside_decodes_are_as_many_picks(
+    law: LoadLaw, made: tuple[Layers, int], seed: int
+) -> None:
+    moe, _ = made
+    if not isinstance(law, Drawn):
+        return
+    prompts, decodes = (0, 1, 7, 100, 5000), (0, 1, 16)
+    found = list(law.mixed(np.random.default_rng(seed), moe, 3, prompts, decodes))
+    pairs = [own + more for own in prompts for more in decodes]
+    assert [tokens for tokens, _ in found] == pairs
+    for tokens, counts in found:
+        assert (counts.sum(axis=-1) == tokens * moe.top_k).all()
+        assert counts.max() <= tokens
 
 
-def test_the_fitted_law_draws_the_recorded_imbalance_of_another_run() -> None:
-    fitted = fit_loads([sample("moe-low")])
-    other = sample("moe-high")
-    tokens = other.counts[:, 0].sum(axis=-1) // 2
-    law, moe = Table(fitted.shares, fitted.drift), Layers(6, 16, 2)
-    # decodes are of as many requests, the tokens of a prompt resemble each other
-    assert fitted.drift.beyond in (8, 16, 32)
-    for size, within, bar in ((4, 0, 0.1), (8, 0, 0.1), (16, 1, 0.2), (256, 32, 0.2)):
-        near = other.counts[np.abs(tokens - size) <= within]
-        (drawn,) = law.counts(np.random.default_rng(0), moe, 400, [size])
-        distance = ks_2samp(imbalance(near).ravel(), imbalance(drawn).ravel()).statistic
-        assert distance < bar, f"{size} tokens, {len(near)} steps"
+def test_a_prompt_s_tokens_are_alike_and_many_prompts_are_as_the_mean() -> None:
+    moe, sizes = Layers(10, 32, 4), [200, 800, 200 * 400]
+    law = Dirichlet(2.0, Prompts(2.0, 0.0, 200))
+    mean = law.mean(np.random.default_rng(0), moe)
+    one, four, many = (
+        counts / size for size, counts in zip(
+            sizes, law.prompts.counts(np.random.default_rng(0), mean, 400, sizes), strict=True
+        )
+    )  # fmt: skip
+    assert float(np.abs(one.mean(axis=0) - mean).mean()) < 0.03
+    width = [float(((share - mean) ** 2).mean()) for share in (one, four, many)]
+    assert width[1] == pytest.approx(width[0] / 4, rel=0.15)
+    assert width[2] < width[0] / 30
+    decodes = next(c / 200 for c in law.counts(np.random.default_rng(0), moe, 400, [200]))
+    assert float(((decodes - mean) ** 2).mean()) < width[0] / 10
 
 
 def test_the_law_is_kept_in_a_profile(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simulator.deployment import Engine
 from simulator.hardware import DeviceLink, Hardware, load_hardware
 from simulator.model import ModelSpec, model_from_config
-from simulator.moe.laws import Dirichlet, Zipf
+from simulator.moe.laws import Dirichlet, LoadLaw, Prompts, Uniform, Zipf
 from simulator.moe.placement import PLACEMENTS
 from simulator.step_time.baking import bake
 from simulator.step_time.base import BatchShape
@@ -103,10 +103,24 @@ def forward(model: OperatorStepTime, shape: BatchShape) -> float:
     return model.times(shape).forward / 1e12
 
 
-def test_without_other_ranks_expert_parallelism_is_tensor_parallelism() -> None:
-    alone, whole = step(engine()), step(engine(enable_expert_parallel=True))
-    for tokens in (1, 7, 16):
-        assert alone.times(decode(tokens)) == whole.times(decode(tokens))
+laws = st.one_of(
+    st.just(Uniform()),
+    st.builds(Zipf, st.floats(0, 2), st.builds(Prompts, st.floats(0, 3))),
+    st.builds(Dirichlet, st.floats(0.1, 20)),
+)
+
+
+@settings(deadline=None, max_examples=15)
+@given(laws, st.lists(st.integers(1, 200), min_size=1, max_size=4))
+def test_without_other_ranks_expert_parallelism_is_tensor_parallelism(
+    law: LoadLaw, batches: list[int]
+) -> None:
+    loads = ExpertLoads(law)
+    alone, whole = step(engine(), loads), step(engine(enable_expert_parallel=True), loads)
+    for draw, tokens in enumerate(batches):
+        shape = replace(decode(tokens, draw=draw), engine_prefill=tokens // 2)
+        assert alone.times(shape) == whole.times(shape)
+    assert whole.spent()["straggler"] == 0
 
 
 def test_collectives_of_each_layout() -> None:
@@ -159,6 +173,22 @@ def test_a_draw_is_the_step_s_and_the_same_each_time() -> None:
     model = step(engine(**EP4), ExpertLoads(Dirichlet(1.0)))
     times = [forward(model, decode(16, ranks=4, draw=d)) for d in (0, 1, 0, 32)]
     assert times[0] == times[2] == times[3] != times[1]
+
+
+def test_a_prompt_wakes_fewer_experts_than_as_many_decodes() -> None:
+    """By the kernels' prices: 1 us for each awake; between, the prompt beside decodes."""
+    model = step(engine(**EP4), ExpertLoads(Dirichlet(4.0, Prompts(3.0))))
+    decodes = decode(16)
+
+    def experts(shape: BatchShape) -> float:
+        before = model.spent()["experts"]
+        for draw in range(32):
+            forward(model, replace(shape, draw=draw))
+        return model.spent()["experts"] - before
+
+    alone, half, none = (experts(replace(decodes, engine_prefill=n)) for n in (16, 8, 0))
+    assert alone < 0.9 * half
+    assert half < 0.95 * none
 
 
 def test_redundant_experts_shorten_the_wait() -> None:
@@ -289,7 +319,7 @@ def test_pipeline_stages_add_hops_and_nothing_else() -> None:
     assert wide.hop == pytest.approx((2 * inside + across) / 3 * 1e12, abs=1)
 
 
-def run_lock_step(make: Callable[..., Any]) -> dict[str, pa.Table]:
+def run_lock_step(make: Callable[..., Any], law: Dirichlet) -> dict[str, pa.Table]:
     from worlds import config, demand_of, run_demand
 
     e = engine(**EP4)
@@ -300,14 +330,15 @@ def run_lock_step(make: Callable[..., Any]) -> dict[str, pa.Table]:
     rows = [(7.0 * (i // 3), 20 + 7 * i % 90, 1 + i % 50) for i in range(60)]
     return run_demand(
         demand_of(*rows, settings=world), make, replicas=8, router="vllm_dp",
-        model=step(e, ExpertLoads(Dirichlet(1.0))),
+        model=step(e, ExpertLoads(law)),
     )  # fmt: skip
 
 
-def test_drawn_loads_are_the_same_in_both_engines() -> None:
+@pytest.mark.parametrize("law", [Dirichlet(1.0), Dirichlet(1.0, Prompts(2.0, 0.1, 50))])
+def test_drawn_loads_are_the_same_in_both_engines(law: Dirichlet) -> None:
     from simulator.fleet import CompiledFleet, PlainFleet
 
-    plain, compiled = run_lock_step(PlainFleet), run_lock_step(CompiledFleet)
+    plain, compiled = (run_lock_step(make, law) for make in (PlainFleet, CompiledFleet))
     assert all(plain[name].equals(compiled[name]) for name in plain)
     assert len(set(plain["steps"]["forward_s"].to_pylist())) > 50
 

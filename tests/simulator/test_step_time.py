@@ -21,6 +21,7 @@ from simulator.step_time.functions import (
     Constant,
     Dense,
     Linear,
+    Shared,
     Table,
     UpTo,
 )
@@ -32,6 +33,26 @@ NAMES = [f.name for f in fields(BatchShape)]
 
 def shape_from(rng: random.Random) -> BatchShape:
     return BatchShape(**{name: rng.randint(1, 5000) for name in NAMES})  # 0: steps alone
+
+
+@pytest.mark.parametrize("halved", [0, 1])
+def test_what_ranks_share_over_prompts_and_decodes(halved: int) -> None:
+    rng = np.random.default_rng(halved)
+    grid, beside = np.array([0.0, 1, 10, 4000]), np.array([0.0, 3, 500])
+    values = rng.random((4, len(beside), len(grid)))
+    padded = [0.0, 8, 8, 16]
+    step = CompiledStepTime(forward=[(2.0, Shared(grid, values, padded, beside))])
+    for draw in range(6):
+        plane = RegularGridInterpolator((beside, grid), values[draw % 4])
+        for prompts, tokens, most in ((0, 3, 9), (7, 11, 4), (3000, 3200, 900), (5, 6, 2)):
+            shape = BatchShape(
+                tokens=2, engine_tokens=tokens, engine_prefill=prompts, most_tokens=most,
+                draw=draw, halved=halved,
+            )  # fmt: skip
+            parts = 1 + halved
+            others = (padded[most] if most < len(padded) else tokens) - prompts
+            expected = 2.0 * parts * plane((others / parts, prompts / parts))
+            assert step.times(shape).forward == pytest.approx(PS * float(expected), rel=1e-9)
 
 
 def test_the_engine_has_every_feature_of_a_shape() -> None:

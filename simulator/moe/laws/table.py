@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from simulator.moe.laws.base import Counts, Drift, Layers, routed
-from simulator.moe.routing import chances, popularity
+from simulator.moe.laws.base import Drawn, Layers, Prompts
 from traces.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 LEAST = 1e-3  # of the mean chance: an expert that was never seen may still be picked
 
 
-class Table:
+class Table(Drawn):
     """``shares``: of a layer's tokens the share that each expert gets, ``(layers, experts)``.
 
     One layer stands for all.
     """
 
-    def __init__(self, shares: Floats, drift: Drift | None = None, source: str = "table") -> None:
+    def __init__(
+        self, shares: Floats, prompts: Prompts | None = None, source: str = "table"
+    ) -> None:
         self.shares = shares
-        self.drift = drift or Drift()
+        self.prompts = prompts or Prompts()
         self.source = source
 
-    def counts(
-        self, rng: np.random.Generator, moe: Layers, steps: int, sizes: Sequence[int]
-    ) -> Iterator[Counts]:
+    def mean(self, rng: np.random.Generator, moe: Layers) -> Floats:
         layers, experts = self.shares.shape
         if experts != moe.experts or layers not in (1, moe.layers):
             raise ConfigError(
@@ -37,10 +34,7 @@ class Table:
             )
         shares = np.broadcast_to(self.shares, (moe.layers, experts))
         shares = np.maximum(shares, LEAST / experts)
-        mean = bounded(shares, moe.top_k)
-        chance = chances(self.drift.steps(rng, popularity(mean), steps), moe.top_k)
-        first = np.broadcast_to(mean, chance.shape)
-        yield from routed(rng, chance, sizes, first, self.drift)
+        return bounded(shares, moe.top_k)
 
 
 def bounded(shares: Floats, top_k: int) -> Floats:
