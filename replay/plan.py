@@ -22,7 +22,12 @@ from simulator.memory import KVCapacity, check_ffn_room, kv_capacity, pipeline_s
 from simulator.model import ModelSpec, load_model
 from simulator.moe.deployed import deployed_loads
 from simulator.moe.laws import check_law
-from simulator.pipeline.roles import attention_ffn, attention_part, ffn_weights
+from simulator.pipeline.roles import (
+    attention_ffn,
+    attention_part,
+    ffn_activations,
+    ffn_weights,
+)
 from simulator.routing import check_router
 from simulator.scheduling import SchedulerConfig, create_policy
 from simulator.scheduling.config import early_rules
@@ -228,11 +233,12 @@ def _check_ffn_memory(
 ) -> None:
     if not any(cluster.role == "ffn" for cluster in deployment.clusters):
         return
-    weights = ffn_weights(deployment, model)
+    weights, activations = ffn_weights(deployment, model), ffn_activations(deployment, model)
     for cluster in deployment.clusters:
         memory_gb = _memory_gb(cluster, home)
         if cluster.role == "ffn" and memory_gb is not None:
-            check_ffn_room(weights[cluster.name], cluster.engine, memory_gb, cluster.name, version)
+            needed = weights[cluster.name] + activations[cluster.name]
+            check_ffn_room(needed, cluster.engine, memory_gb, cluster.name, version)
 
 
 def _check_pipeline(cluster: Cluster, model: ModelSpec) -> None:

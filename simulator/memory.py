@@ -94,19 +94,16 @@ def kv_capacity(
 
 
 def check_ffn_room(
-    weights: int, engine: Engine, memory_gb: float, name: str, engine_version: str | None = None
+    needed: int, engine: Engine, memory_gb: float, name: str, engine_version: str | None = None
 ) -> None:
-    """Raise ConfigError if a rank of FFN cluster ``name`` has no room for ``weights`` bytes.
-
-    Activations are left out.
-    """
-    needed = weights + RUNTIME_BYTES
+    """Raise ConfigError if a rank of FFN cluster ``name`` has no room for ``needed`` bytes."""
+    needed += RUNTIME_BYTES
     granted = memory_gb * 1e9 * granted_share(engine, engine_version)
     if needed > granted:
         raise ConfigError(
             f"clusters[{name}].engine: the weights do not fit: {needed / 1e9:.1f} GB a rank with "
-            f"the runtime, {granted / 1e9:.1f} GB granted, {(needed - granted) / 1e9:.1f} GB "
-            "missing"
+            f"activations and the runtime, {granted / 1e9:.1f} GB granted, "
+            f"{(needed - granted) / 1e9:.1f} GB missing"
         )
 
 
@@ -141,6 +138,11 @@ def activation_bytes(model: ModelSpec, engine: Engine) -> int:
         engine.max_num_seqs * BYTES_PER_LOGIT + min(engine.max_num_seqs, SAMPLER_PROGRAMS) * 4
     )
     return max(forward, sampler)
+
+
+def ffn_activation_bytes(model: ModelSpec, engine: Engine, tokens: int) -> int:
+    """Peak on an FFN rank to which ``tokens`` tokens of a micro-batch come with all experts."""
+    return tokens * (2 * model.hidden + _ffn_row(model, engine)) * compute_bytes(model, engine)
 
 
 def graph_bytes(model: ModelSpec, engine: Engine) -> int:
@@ -194,12 +196,16 @@ def _forward_bytes(model: ModelSpec, engine: Engine, tokens: int) -> int:
     heads, kv_heads = model.heads // tp, max(1, model.kv_heads // tp)
     if model.mla is not None:
         kv_heads = heads  # keys and values are brought back to all heads
-    row = 2 * (heads + kv_heads) * model.head_dim
-    if model.moe_layers < model.layers:  # gate, up and their product
-        row = max(row, 3 * model.inter // tp)
-    if model.moe is not None:
-        row = max(row, _expert_row(model, engine))
+    row = max(2 * (heads + kv_heads) * model.head_dim, _ffn_row(model, engine))
     return tokens * (2 * model.hidden + row) * compute_bytes(model, engine)
+
+
+def _ffn_row(model: ModelSpec, engine: Engine) -> int:
+    """Elements per token at the widest point of an MLP or of the experts."""
+    row = 0
+    if model.moe_layers < model.layers:  # gate, up and their product
+        row = 3 * model.inter // engine.tensor_parallel_size
+    return row if model.moe is None else max(row, _expert_row(model, engine))
 
 
 def _mla_context_bytes(model: ModelSpec, engine: Engine) -> int:

@@ -65,10 +65,12 @@ class Writer:
         """A pointer to a record, from its address or its owner and index."""
         kind = accessor.record.__name__
         if accessor.owner is None:
-            return self._let(kind, f"inttoptr {owner} to ptr")
-        if owner.kind != accessor.owner.__name__:
+            first = self._let(kind, f"inttoptr {owner} to ptr")
+        elif owner.kind != accessor.owner.__name__:
             raise TypeError(f"of a {accessor.owner.__name__}, not of a {owner.kind}")
-        first = self._let(kind, f"load ptr, ptr {self._field(owner, accessor.field)[1]}, align 4")
+        else:
+            address = self._field(owner, accessor.field)[1]
+            first = self._let(kind, f"load ptr, ptr {address}, align 4")
         if not index:
             return first
         size = accessor.record.dtype.itemsize

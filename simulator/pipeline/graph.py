@@ -27,8 +27,9 @@ START = 0  # the piece before all others, which ends at 0
 class Lanes(NamedTuple):
     """Ranks that work side by side: of attention, and of the FFN with a link each.
 
-    Attention sends to every FFN rank and the next layer waits for all of them. With
-    ``one_device`` attention and FFN of a lane are one device, which takes them in turn.
+    Attention sends to every FFN rank and the next layer waits for all of them, but for the
+    shared expert of its own rank only. With ``one_device`` attention and FFN of a lane are one
+    device, which takes them in turn.
     """
 
     attention: int = 1
@@ -103,6 +104,7 @@ class Pipeline:
         self._delays = {late: filled + 1 + i for i, late in enumerate(delays)}
         self.work: list[Placed] = []
         self._pieces: list[tuple[int, int, int]] = []
+        self._does: dict[int, tuple[str, int]] = {}  # resource and lane of a piece of work
         self._build()
         self._array = np.array(self._pieces, np.int32).view(Piece.dtype).reshape(-1)
         self._ends = np.zeros(len(self._pieces) + 1, np.int64)
@@ -139,37 +141,41 @@ class Pipeline:
         done: dict[Work, list[int]] = {}  # by lane
         last: dict[tuple[str, int], int] = {}  # of a resource
         for work in self.strategy.order(self.layers, self.micro_batches):
-            needs = [done[before] for before in self._needs(work)]
-            kind = self.kinds[work.layer]
+            of_all, of_its_own = self._needs(work)
+            gathered = [piece for before in of_all for piece in done[before]]
+            whole = self._joined(gathered)  # once for all lanes
+            resource, stage = self._resource(work.stage), STAGES.index(work.stage)
             done[work] = []
-            whole: int | None = None  # of all lanes before, joined once for all lanes
             for lane in range(self.lanes.of(work.stage)):
-                if work.stage in ("ffn", "f2a"):  # fed by its own link, or its own rank
-                    fed = [needs[0][lane]]
-                    data = fed[0]
-                else:
-                    fed = [piece for lanes in needs for piece in lanes]
-                    whole = self._joined(fed) if whole is None else whole
-                    data = whole
-                resource = self._resource(work.stage)
+                mine = [done[before][lane] for before in of_its_own]
+                # what the same resource did before is over anyway when this begins
+                fed = [piece for piece in mine if self._does.get(piece) != (resource, lane)]
                 cost = np.ravel_multi_index(
-                    (STAGES.index(work.stage), kind, work.micro_batch, lane), self.durations.shape
+                    (stage, self.kinds[work.layer], work.micro_batch, lane), self.durations.shape
                 )
+                data = self._joined([whole, *fed])
                 piece = self._add(last.get((resource, lane), START), data, int(cost))
                 last[resource, lane] = arrived = piece
+                self._does[piece] = resource, lane
                 if (delay := self._delays.get((work.stage, lane))) is not None:
                     arrived = self._add(piece, piece, delay)
                 done[work].append(arrived)
-                self.work.append(Placed(work, lane, resource, piece, arrived, fed))
+                needs = [*gathered, *mine]
+                self.work.append(Placed(work, lane, resource, piece, arrived, needs))
         self._joined(list(last.values()))
 
-    def _needs(self, work: Work) -> list[Work]:
+    def _needs(self, work: Work) -> tuple[list[Work], list[Work]]:
+        """The work whose data a piece needs: of all its lanes, and of the piece's own lane."""
         stage, layer, micro_batch = work
         if stage == "attention":
-            before: list[Stage] = ["f2a", "shared"] if self.strategy.shared else ["f2a"]
-            return [Work(s, layer - 1, micro_batch) for s in before] if layer else []
-        feeder: Stage = "attention" if stage == "shared" else STAGES[STAGES.index(stage) - 1]
-        return [Work(feeder, layer, micro_batch)]
+            if not layer:
+                return [], []
+            beside = [Work("shared", layer - 1, micro_batch)] if self.strategy.shared else []
+            return [Work("f2a", layer - 1, micro_batch)], beside
+        if stage == "shared":
+            return [], [Work("attention", layer, micro_batch)]
+        before = [Work(STAGES[STAGES.index(stage) - 1], layer, micro_batch)]
+        return (before, []) if stage == "a2f" else ([], before)
 
     def _resource(self, stage: Stage) -> str:
         if self.lanes.one_device and stage in ("attention", "ffn", "shared"):
@@ -178,9 +184,10 @@ class Pipeline:
 
     def _joined(self, pieces: Sequence[int]) -> int:
         """A piece that ends with the last of ``pieces``; the start, if there are none."""
-        joined = pieces[0] if pieces else START
-        for piece in pieces[1:]:
-            joined = self._add(joined, piece, self._nothing)
+        joined = START
+        for piece in pieces:
+            if piece != START:
+                joined = piece if joined == START else self._add(joined, piece, self._nothing)
         return joined
 
     def _add(self, first: int, second: int, cost: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
 from simulator.deployment import Cluster, Deployment, Link
+from simulator.memory import ffn_activation_bytes
 from simulator.model import ModelSpec
 from simulator.pipeline import create_strategy
 from simulator.pipeline.base import Strategy
@@ -76,12 +78,36 @@ def ffn_weights(deployment: Deployment, model: ModelSpec) -> dict[str, int]:
 
     The first cluster has the dense MLPs and shared experts too.
     """
-    apart = attention_ffn(deployment, model)
-    held = np.zeros(len(apart.ffn), int) if apart.held is None else apart.held.sum(1)
+    held = _experts_of(attention_ffn(deployment, model))
     return {
-        cluster.name: ffn_weight_bytes(model, cluster.engine, int(experts), first=i == 0)
-        for i, (cluster, experts) in enumerate(zip(apart.ffn, held, strict=True))
+        cluster.name: ffn_weight_bytes(model, cluster.engine, experts, first=i == 0)
+        for i, (cluster, experts) in enumerate(held)
     }
+
+
+def ffn_activations(deployment: Deployment, model: ModelSpec) -> dict[str, int]:
+    """Bytes of activations on a rank of each FFN cluster. Raises ConfigError for what cannot be.
+
+    Of the largest micro-batch that a step may be cut into, with even expert loads.
+    """
+    apart, found = attention_ffn(deployment, model), {}
+    engine = apart.attention.engine
+    ranks = apart.attention.replicas * engine.data_parallel_size
+    largest = ranks * engine.max_num_batched_tokens / apart.micro_batches[0]
+    for cluster, experts in _experts_of(apart):
+        engine = cluster.engine
+        share = experts / model.moe.experts if model.moe else 1.0
+        whole = engine.tensor_parallel_size if engine.enable_expert_parallel else 1
+        groups = cluster.replicas * engine.data_parallel_size * whole
+        tokens = ceil(largest * share / groups)
+        found[cluster.name] = ffn_activation_bytes(model, engine, tokens)
+    return found
+
+
+def _experts_of(apart: AttentionFFN) -> list[tuple[Cluster, int]]:
+    """Each FFN cluster with the number of experts it holds."""
+    held = np.zeros(len(apart.ffn), int) if apart.held is None else apart.held.sum(1)
+    return [(cluster, int(n)) for cluster, n in zip(apart.ffn, held, strict=True)]
 
 
 def _check_ffn(cluster: Cluster) -> None:

@@ -72,7 +72,7 @@ def attention_ffn_step_time(
 
     Raises ConfigError if a price is missing.
     """
-    model, engine = split.model, split.attention.cluster.engine
+    model = split.model
     kinds = _kinds(model)
     names = sorted(set(kinds))
     lines = [names.index(kind) for kind in kinds] + [len(names)]  # the last closes the step
@@ -89,7 +89,10 @@ def attention_ffn_step_time(
     costs = [cost for i, kind in enumerate(names) for cost in pricing.layer(i, *kind)]
     costs += pricing.closing(len(names))
     opening = pricing.table(split.attention.prices, pricing.calls.opening)
-    measured = {"tokens": pricing.most, "engine_tokens": pricing.most_of_all}
+    measured = {
+        "tokens": pricing.most, "sampled": pricing.most_sampled,
+        "engine_tokens": pricing.most_of_all,
+    }  # fmt: skip
     costs.append(StageCost("attention", 0, [], beside=True, ranges=measured))
     step_time = PipelinedStepTime(
         costs,
@@ -97,7 +100,6 @@ def attention_ffn_step_time(
         least=split.micro_batches[0],
         outside=[(1.0, Dense("tokens", opening)), (step_s, Constant())],
         frontend_ps=to_ps(frontend_s),
-        ranges={"sampled": engine.max_num_seqs},
     )
     estimated: dict[str, str] = {}
     sides: list[AttentionSide | FFNSide] = [split.attention, *split.ffn]
@@ -106,6 +108,7 @@ def attention_ffn_step_time(
     notes = {
         "estimated": estimated,
         "measured_to_tokens": pricing.most,
+        "measured_to_sampled": pricing.most_sampled,
         "measured_to_tokens_of_all": pricing.most_of_all,
     }
     if split.loads is not None:

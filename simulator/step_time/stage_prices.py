@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from simulator.pipeline import Stage
 from simulator.step_time.functions import Attention, Dense, Function
-from simulator.step_time.layers import TOKENS, Call, stage_calls
+from simulator.step_time.layers import SAMPLED, TOKENS, Call, stage_calls
 from simulator.step_time.padding import padded_tokens
 from simulator.step_time.pipelined import StageCost
 from simulator.step_time.prices import Prices
@@ -29,9 +29,9 @@ CHOICE_BYTES = 8  # an expert's number and share, with every token
 class StagePrices:
     """Prices the stages of a split.
 
-    ``most`` are the tokens of a rank, and ``most_of_all`` those of all attention ranks, up to
-    which all rests on kernels. ``stragglers`` says by FFN cluster how much longer the slowest
-    of its ranks takes for the experts than the mean one.
+    ``most`` are the tokens of a rank, ``most_sampled`` its sampled ones, and ``most_of_all`` the
+    tokens of all attention ranks, up to which all rests on kernels. ``stragglers`` says by FFN
+    cluster how much longer the slowest of its ranks takes for the experts than the mean one.
     """
 
     def __init__(self, split: Split) -> None:
@@ -42,6 +42,7 @@ class StagePrices:
         self.calls = stage_calls(split.model, engine, split.ffn[0].cluster.engine)
         self.padded = padded_tokens(engine, len(self.sizes))
         self.most, self.most_of_all = len(self.sizes), len(self.of_all)
+        self.most_sampled = engine.max_num_seqs
         self.stragglers: dict[str, float] = {}
         self.windows = list(dict.fromkeys(window or 0 for window in split.model.windows))
 
@@ -68,10 +69,11 @@ class StagePrices:
         norm = [call for call in self.calls.closing if call.rows == TOKENS]
         rest = [call for call in self.calls.closing if call.rows != TOKENS]
         rows = np.arange(1.0, self.split.attention.cluster.engine.max_num_seqs + 1)
-        sampled = np.concatenate([[0.0], self._sum(prices, rest, rows)[0]])
+        sampled, self.most_sampled = self._sum(prices, rest, rows)
         seconds = [
-            (1.0, Dense("tokens", self.table(prices, norm))), (1.0, Dense("sampled", sampled)),
-        ]  # fmt: skip
+            (1.0, Dense("tokens", self.table(prices, norm))),
+            (1.0, Dense("sampled", np.concatenate([[0.0], sampled]))),
+        ]
         return [StageCost("attention", kind, seconds)]
 
     def table(self, prices: Prices, calls: Sequence[Call]) -> Floats:
@@ -133,7 +135,7 @@ class StagePrices:
         for call in calls:
             seconds, outside = prices.seconds(call, np.maximum(rows, 1.0))
             total += seconds
-            if call.rows == TOKENS:
+            if call.rows in (TOKENS, SAMPLED):
                 most = min(most, last_inside(outside))
         return total, most
 

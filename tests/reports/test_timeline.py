@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from replay.cli import main
 from reports.timeline import lanes, write_timeline
 from traces.bundle import Manifest, read_bundle, write_bundle
-from traces.samples import sample_runs
+from traces.samples import HOME, sample_runs
 
 MEASURED = sample_runs("dense-high")[0]
 Event = dict[str, Any]
@@ -160,6 +160,31 @@ def test_everything_a_bundle_may_hold(tmp_path: Path) -> None:
     assert len({tid for _, tid in threads}) == 3  # a collective across a stage: beside it
     unfinished = next(e for e in sides[0] if e["name"] == 'b"</script>' and e["cat"] == "request")
     assert unfinished["dur"] == 250_000  # up to when it was last seen
+
+
+def test_a_pipelined_step_measured_and_simulated(tmp_path: Path) -> None:
+    """The shipped testbed run in three micro-batches: all stages, and the ping-pong, on both."""
+    runs, simulated = HOME / "attention-ffn", tmp_path / "simulated"
+    done = CliRunner().invoke(main, ["pipeline", str(runs), "--simulated", str(simulated)])
+    assert done.exit_code == 0, done.output
+    measured = next(runs.glob("*/*/m3-*"))
+    sides = [measured, simulated / measured.relative_to(runs)]
+    write_timeline(sides, tmp_path / "t.json")
+    stages = [e for e in events_of(tmp_path / "t.json") if e.get("cat") == "stage"]
+    for k, path in enumerate(sides):
+        step = int(read_bundle(path).table("spans")["step"].to_numpy().max())
+        mine = [e for e in stages if e["pid"] // 1000 == k and e["args"]["step"] == step]
+        for name in ("attention", "a2f", "ffn", "f2a"):
+            layered = [e for e in mine if e["name"] == name and "layer" in e["args"]]
+            keys = {(e["args"]["layer"], e["args"]["micro_batch"]) for e in layered}
+            assert len(layered) == len(keys) == 4 * 3
+        of = {n: [e for e in mine if e["name"] == n] for n in ("attention", "ffn")}
+        together_us = sum(
+            max(0.0, min(a["ts"] + a["dur"], f["ts"] + f["dur"]) - max(a["ts"], f["ts"]))
+            for a in of["attention"] for f in of["ffn"]
+            if a["args"]["micro_batch"] != f["args"]["micro_batch"]
+        )  # fmt: skip
+        assert together_us > 0.1 * sum(e["dur"] for e in of["attention"])
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=40))

@@ -23,10 +23,10 @@ def feeders(strategy: Strategy, work: Work, lane: int, lanes: Lanes) -> list[Key
             return []
         back: list[Key] = [(Work("f2a", layer - 1, mb), i) for i in ffn]
         if strategy.shared:
-            back += [(Work("shared", layer - 1, mb), i) for i in attention]
+            back.append((Work("shared", layer - 1, mb), lane))
         return back
     if stage == "shared":
-        return [(Work("attention", layer, mb), i) for i in attention]
+        return [(Work("attention", layer, mb), lane)]
     if stage == "a2f":
         return [(Work("attention", layer, mb), i) for i in attention]
     return [(Work("a2f" if stage == "ffn" else "ffn", layer, mb), lane)]

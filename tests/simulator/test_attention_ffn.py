@@ -88,6 +88,27 @@ def made(
     return split_of(clusters, spec, side, prices[1:])
 
 
+class FewLogitsMeasured(MadeUpPrices):
+    """Of lm_head, 8 rows at most were measured."""
+
+    def seconds(self, call: Call, rows: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        found, outside = super().seconds(call, rows)
+        return found, outside | ((call.layer == "lm_head") & (rows > 8))
+
+
+def test_a_step_is_extrapolated_by_what_its_micro_batches_sample() -> None:
+    spec, described = model("qwen3-30b-a3b"), content({"policy": "two_batch"})
+    split = made(described, spec)
+    split.attention.prices = cast(Prices, FewLogitsMeasured())
+    step_time, notes = attention_ffn_step_time(split)
+    assert (notes["measured_to_sampled"], notes["measured_to_tokens"]) == (8, 256)
+    for n, extrapolated in ((16, 0), (17, 1)):  # the larger half of 17 is 9
+        step_time.times(decodes(n))
+        assert step_time.coverage()["extrapolated"] == extrapolated
+    step_time.times(replace(decodes(17), sampled=16))
+    assert step_time.coverage()["extrapolated"] == 1
+
+
 @pytest.mark.parametrize(
     "name", ["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite", "gpt-oss-20b"]
 )

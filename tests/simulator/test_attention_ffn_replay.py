@@ -195,15 +195,19 @@ def test_weights_that_do_not_fit_the_ffn_ranks_are_refused(
     world: Callable[[dict[str, Any]], Path],
 ) -> None:
     wide = MOE | {"moe_intermediate_size": 2_000_000}
-    path = deployment(world(MOE), APART)
-    (path.parent / "model.json").write_text(json.dumps(wide))
-    with pytest.raises(ConfigError) as error:
-        make_plan(path)
-    # 4 layers x 32 experts x 3 x 64 x 2,000,000 weights of 2 bytes, and 551 MiB
-    assert str(error.value).startswith(
-        "clusters[f].engine: the weights do not fit: 98.9 GB a rank with the runtime, "
-    )
-    assert str(error.value).endswith(" GB missing")
+    home = world(MOE)
+    (home / "model.json").write_text(json.dumps(wide))
+    # 4 layers x 32 experts x 3 x 64 x 2,000,000 weights of 2 bytes, and 551 MiB; of 256 tokens,
+    # or half of them at a time, 4 experts' gate, up and product, 2,000,000 numbers each
+    for policy, needed in (("none", "111.2"), ("two_batch", "105.0")):
+        path = deployment(home, APART + f"pipeline: {{policy: {policy}, micro_batches: auto}}\n")
+        with pytest.raises(ConfigError) as error:
+            make_plan(path)
+        assert str(error.value).startswith(
+            f"clusters[f].engine: the weights do not fit: {needed} GB a rank with activations and "
+            "the runtime, "
+        )
+        assert str(error.value).endswith(" GB missing")
 
 
 def test_stages_of_chosen_steps_are_recorded(

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from simulator.engine import llvm
 from simulator.engine.build import compiled, symbol_of
 from simulator.engine.layout import Request, World, request_of, world_at
-from simulator.engine.records import copy
+from simulator.engine.records import at, copy
 from simulator.engine.translate import assembly
 from traces.errors import InvariantError
 
 LIMIT = 7
+request_at = at(Request)
 C_TYPES = {"int": ctypes.c_int64, "bool": ctypes.c_int64, "float": ctypes.c_double, "None": None}
 INTS = st.integers(-(1 << 20), 1 << 20)
 FLOATS = st.floats(-1e9, 1e9)
@@ -75,13 +76,14 @@ def abs_of(x: float) -> float:
 
 
 def swap_in_memory(world: int) -> int:
-    """A field of 32 bits, and records as a whole."""
+    """A field of 32 bits, records as a whole, and one found by its array's address."""
     w = world_at(world)
     a, b = request_of(w, 0), request_of(w, 1)
     a.prompt, b.prompt = b.prompt, a.prompt
     copy(request_of(w, 2), b)
     a.priority = b.priority = -1
     request_of(w, 2).arrival_ps += LIMIT * 1000000007
+    request_at(w.requests_at, 1).priority = -3
     return a.priority
 
 
@@ -123,7 +125,7 @@ def test_records(machine_code: Callable[[Any], Any]) -> None:
     world["requests_at"] = requests.ctypes.data
     assert machine_code(swap_in_memory)(world.ctypes.data) == -1
     assert requests["prompt"].tolist() == [-22, 11, 11]
-    assert requests["priority"].tolist() == [-1, -1, 0]
+    assert requests["priority"].tolist() == [-1, -3, 0]
     assert requests["arrival_ps"].tolist() == [1, 2, 2 + (LIMIT * 1000000007)]
 
 
