@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from simulator.clock import NEVER
 from simulator.disaggregation.connection import Connection
@@ -69,8 +69,7 @@ class MixedSteps:
     def times(self, shape: BatchShape) -> StepTimes:
         """Times of the next step."""
         self._steps += 1
-        alone = replace(shape, engine_tokens=0, most_tokens=0, most_rows=0, draw=0)
-        return self._clock.times(self._steps - 1, (alone,))
+        return self._clock.times(self._steps - 1, (shape.of_rows(),))
 
     def coverage(self) -> dict[str, int]:
         """Nothing: what a rung extrapolates is not told."""

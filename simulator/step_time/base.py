@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from simulator.engine.layout import DRAWS_APART
@@ -43,6 +43,12 @@ class BatchShape:
     def prefill_rows(self) -> int:
         """Rows with q > 1."""
         return self.rows - self.decodes
+
+    def of_rows(self) -> BatchShape:
+        """What follows from the rows; what depends on other ranks, or on the step, is 0."""
+        return replace(
+            self, engine_tokens=0, engine_prefill=0, most_tokens=0, most_rows=0, draw=0, halved=0
+        )
 
 
 def draw_of(replica: int, steps: int) -> int:
