@@ -1,18 +1,18 @@
 """``frontier fit --operators``: what kernels do not tell of a step, from captured requests.
 
 Constants are sought with which the replay of the captures has their mean TPOT and mean TTFT: time
-added to every step, to every step with prompts, and to every request before it is queued. Each
-replay moves them by what is missing: of TPOT by the secant of the last two, or, where steps and
-steps with prompts are both sought, by least squares over the requests, which differ in how many of
-their steps had prompts. Requests are paired, so intervals come from resampled blocks of their
-differences.
+added to every step, to every step with prompts, to every request before it is queued, and the share
+by which all kernels take longer. Each replay moves them by what is missing: of TPOT by the secant
+of the last two, or, where several constants of steps are sought, by least squares over the
+requests, which differ in how many of their steps had prompts and in how long their kernels took.
+Requests are paired, so intervals come from resampled blocks of their differences.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,14 @@ from traces.metrics import column, request_metrics
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
-STEP, PROMPT_STEP, FRONTEND = "step_s", "prompt_step_s", "frontend_s"
-CONSTANTS = (STEP, FRONTEND)
+STEP, PROMPT_STEP, SLOWDOWN = "step_s", "prompt_step_s", "slowdown"
+FRONTEND = "frontend_s"
+OF_STEPS = (STEP, PROMPT_STEP, SLOWDOWN)
+CONSTANTS = (SLOWDOWN, FRONTEND)  # fitted if none is named
 SAID = {  # of a constant, in a warning and in the table
     STEP: ("a step", "added to a step"),
     PROMPT_STEP: ("a step with prompts", "added if it has prompts"),
+    SLOWDOWN: ("kernels", "kernels take longer by"),
     FRONTEND: ("a request's start", "before a request queues"),
 }
 ROUNDS = 6
@@ -49,12 +52,14 @@ BLOCK, RESAMPLES = 50, 1000  # requests that follow each other share the engine'
 class Missing:
     """Measured minus simulated, request by request, seconds ``(n,)``; NaN where not known.
 
-    ``prompts`` is the share of a request's decode steps that had prompts, 0 if not asked for.
+    ``prompts`` is the share of a request's decode steps that had prompts, 0 if not asked for;
+    ``kernels`` the seconds of kernels in a mean one of them.
     """
 
     tpot: Floats
     ttft: Floats
     prompts: Floats
+    kernels: Floats
 
 
 def fit_overhead(
@@ -85,29 +90,31 @@ def fit_overhead(
             _missing(b, path, plan, values, first, progress)
             for b, path, plan in zip(bundles, paths, plans, strict=True)
         ]
-        tpot, ttft, prompts = (
-            np.concatenate([getattr(m, name) for m in found])
-            for name in ("tpot", "ttft", "prompts")
-        )
+        every = _joined(found)
+        tpot, ttft = every.tpot, every.ttft
         gap, late = float(np.nanmean(tpot)), float(np.nanmean(ttft))
-        said = ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in values.items())
+        said = ", ".join(f"{name} {_told(name, value)}" for name, value in values.items())
         progress(
             f"round {number}: {said}: {gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms TTFT "
             "missing"
         )
-        of_steps = [name for name in (STEP, PROMPT_STEP) if name in free]
-        columns = _columns(of_steps, prompts)
+        of_steps = [name for name in OF_STEPS if name in free]
+        columns = _columns(of_steps, every)
         moves = dict(zip(of_steps, _solve(tpot, columns).tolist(), strict=True))
-        left = sum(abs(moves[n]) * float(c.mean()) for n, c in zip(of_steps, columns, strict=True))
-        if of_steps == [STEP]:
-            seen.append((values[STEP], gap))
-            moves[STEP] *= _pace(seen)
+        unit_s = {n: float(np.nanmean(c)) for n, c in zip(of_steps, columns, strict=True)}
+        left = sum(abs(moves[name]) * unit_s[name] for name in of_steps)
+        if len(of_steps) == 1 and PROMPT_STEP not in of_steps:
+            (name,) = of_steps
+            seen.append((values[name] * unit_s[name], gap))
+            moves[name] *= _pace(seen)
         if FRONTEND in free:  # the step of its first token has prompts, and moves it too
             moves[FRONTEND] = late - moves.get(PROMPT_STEP, 0.0)
         if left < least["tpot"] and (FRONTEND not in free or abs(late) < least["ttft"]):
             break
         for name, move in moves.items():
-            if values[name] + move < 0:  # the others are to fit what is left with this one at 0
+            if (
+                values[name] + move < 0 and name != SLOWDOWN
+            ):  # the others are to fit what is left with this one at 0
                 below[name], values[name] = values[name] + move, 0.0
                 free.remove(name)
             else:
@@ -118,7 +125,8 @@ def fit_overhead(
         step_s=values.get(STEP, 0.0),
         frontend_s=values.get(FRONTEND, 0.0),
         prompt_step_s=values.get(PROMPT_STEP, 0.0),
-        intervals=_intervals(values, tpot, ttft, prompts),
+        slowdown=values.get(SLOWDOWN, 0.0),
+        intervals=_intervals(values, every),
         fitted_on=[{"hash": bundle_hash(b), "name": b.path.name} for b in bundles],
         warnings=[
             f"{SAID[name][0]}: the captures are faster than their kernels by {-value * 1e3:.3f} "
@@ -135,14 +143,24 @@ def fit_overhead(
     return overhead
 
 
-def _columns(of_steps: Sequence[str], prompts: Floats) -> list[Floats]:
-    """How often each constant counts in a decode step of each request, ``(n,)`` each."""
-    each = {STEP: np.ones(len(prompts)), PROMPT_STEP: prompts}
+def _joined(parts: Sequence[Missing]) -> Missing:
+    names = [f.name for f in fields(Missing)]
+    return Missing(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _told(name: str, value: float) -> str:
+    return f"{value:.2%}" if name == SLOWDOWN else f"{value * 1e3:.3f} ms"
+
+
+def _columns(of_steps: Sequence[str], missing: Missing) -> list[Floats]:
+    """What a unit of each constant adds to a decode step of each request, ``(n,)`` each."""
+    ones = np.ones(len(missing.tpot))
+    each = {STEP: ones, PROMPT_STEP: missing.prompts, SLOWDOWN: missing.kernels}
     return [each[name] for name in of_steps]
 
 
 def _solve(tpot: Floats, columns: Sequence[Floats]) -> Floats:
-    """Seconds a unit of each column: least squares of two, the ratio of the means of one."""
+    """How many units of each column: least squares of two, the ratio of the means of one."""
     known = np.isfinite(tpot)
     if not columns or not known.any():
         return np.zeros(len(columns))
@@ -181,7 +199,10 @@ def _missing(
     measured, other = request_metrics(bundle), request_metrics(simulated)
     at = index.filter(pa.array(known)).to_numpy(zero_copy_only=False)
     tpot, ttft = (measured[name][known] - other[name][at] for name in ("tpot", "ttft"))
-    return Missing(tpot, ttft, _prompts(simulated)[at] if record else np.zeros(len(at)))
+    prompts = _prompts(simulated)[at] if record else np.zeros(len(at))
+    added = values.get(STEP, 0.0) + values.get(PROMPT_STEP, 0.0) * prompts
+    kernels = (other["tpot"][at] - added) / (1 + values.get(SLOWDOWN, 0.0))
+    return Missing(tpot, ttft, prompts, kernels)
 
 
 def _prompts(simulated: Bundle) -> Floats:
@@ -205,13 +226,13 @@ def _mean(bundles: Sequence[Bundle], name: str) -> float:
     return float(np.nanmean(np.concatenate([request_metrics(b)[name] for b in bundles])))
 
 
-def _intervals(
-    values: Mapping[str, float], tpot: Floats, ttft: Floats, prompts: Floats
-) -> dict[str, list[float]]:
+def _intervals(values: Mapping[str, float], missing: Missing) -> dict[str, list[float]]:
     """95 % of what the constants are on resampled blocks of requests."""
-    of_steps = [name for name in (STEP, PROMPT_STEP) if name in values]
+    of_steps = [name for name in OF_STEPS if name in values]
+    ttft = missing.ttft
     spread = np.c_[
-        _resampled(tpot, _columns(of_steps, prompts)), _resampled(ttft, [np.ones(len(ttft))])
+        _resampled(missing.tpot, _columns(of_steps, missing)),
+        _resampled(ttft, [np.ones(len(ttft))]),
     ]
     bounds = (np.percentile(spread, [2.5, 97.5], axis=0) - spread.mean(axis=0)).T.tolist()
     both = dict(zip([*of_steps, FRONTEND], bounds, strict=True))
@@ -238,8 +259,9 @@ def overhead_table(overhead: Overhead) -> str:
         if name not in overhead.intervals:
             continue
         low, high = overhead.intervals[name]
+        scale, unit = (100.0, "% ") if name == SLOWDOWN else (1e3, "ms")
         lines.append(
-            f"  {what:<24} {getattr(overhead, name) * 1e3:9.4f} ms  [{low * 1e3:.4f}, "
-            f"{high * 1e3:.4f}]"
+            f"  {what:<24} {getattr(overhead, name) * scale:9.4f} {unit}  [{low * scale:.4f}, "
+            f"{high * scale:.4f}]"
         )
     return "\n".join([*lines, *(f"warning: {w}" for w in overhead.warnings)])

@@ -18,8 +18,8 @@ from replay.verbs.common import ANY_PATH, DIRECTORY, say
 @click.option("--first", type=click.IntRange(1),
               help="With --operators: on the first N requests of each bundle only.")  # fmt: skip
 @click.option("--constant", "constants", multiple=True,
-              type=click.Choice(["step_s", "prompt_step_s", "frontend_s"]),
-              default=["step_s", "frontend_s"],
+              type=click.Choice(["step_s", "prompt_step_s", "slowdown", "frontend_s"]),
+              default=["slowdown", "frontend_s"],
               help="With --operators: this constant, the others stay 0.")  # fmt: skip
 @click.option(
     "--uncalibrated",

@@ -96,7 +96,8 @@ def _overhead(
         return {}
     overhead.check(engine_version, hardware.name, str(profile))
     constants = overhead.constants()
-    if "prompt_step_s" in constants:
-        raise ConfigError(f"{profile}: prompt_step_s is not known of attention ranks; fit step_s")
+    for name in ("prompt_step_s", "slowdown"):
+        if name in constants:
+            raise ConfigError(f"{profile}: {name} is not known of attention ranks; fit step_s")
     notes |= constants | {"fitted_on": [bundle["hash"] for bundle in overhead.fitted_on]}
     return constants

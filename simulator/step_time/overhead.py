@@ -2,9 +2,11 @@
 
 ``step_s`` is added to every forward: what the host exposes between steps. ``prompt_step_s`` is
 added to forwards with prompts among their rows, which vLLM does not replay as one CUDA graph but
-launches piece by piece (``cudagraph_mode`` FULL_AND_PIECEWISE, its default). ``frontend_s`` lies
-between a request's arrival and the engine's queue, and holds what the client's path adds where
-a client measured. They lie beside the kernels, ``overhead.yaml``, with what they were fitted on.
+launches piece by piece (``cudagraph_mode`` FULL_AND_PIECEWISE, its default). ``slowdown`` is the
+share by which every kernel takes longer than where it was measured (less, if negative): clocks,
+power, neighbours in a graph. ``frontend_s`` lies between a request's arrival and the engine's
+queue, and holds what the client's path adds where a client measured. They lie beside the kernels,
+``overhead.yaml``, with what they were fitted on.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Overhead:
     step_s: float
     frontend_s: float
     prompt_step_s: float = 0.0
+    slowdown: float = 0.0
     intervals: dict[str, list[float]] = field(default_factory=dict)
     fitted_on: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -49,7 +52,8 @@ class Overhead:
     def constants(self) -> dict[str, float]:
         """Those that are not 0, by name; a step's and a request's always."""
         found = {"step_s": self.step_s, "frontend_s": self.frontend_s}
-        return found | ({"prompt_step_s": self.prompt_step_s} if self.prompt_step_s else {})
+        others = {"prompt_step_s": self.prompt_step_s, "slowdown": self.slowdown}
+        return found | {name: value for name, value in others.items() if value}
 
 
 def save_overhead(overhead: Overhead, profile: Path) -> None:

@@ -118,20 +118,25 @@ class OperatorStepTime(CompiledStepTime):
 
     def __init__(
         self, tables: StepTables, *, step_s: float = 0.0, prompt_step_s: float = 0.0,
-        frontend_s: float = 0.0,
+        slowdown: float = 0.0, frontend_s: float = 0.0,
     ) -> None:  # fmt: skip
         self._tables = tables
+        longer = 1.0 + slowdown
         forward: list[tuple[str, float, Function]] = [
-            ("layers", 1.0, Dense("tokens", tables.by_tokens, tables.together, halves=True)),
-            ("collectives", 1.0, Dense("tokens", tables.collectives, tables.together, halves=True)),
+            ("layers", longer, Dense("tokens", tables.by_tokens, tables.together, halves=True)),
+            (
+                "collectives",
+                longer,
+                Dense("tokens", tables.collectives, tables.together, halves=True),
+            ),
             ("overhead", step_s, Constant()),
             ("overhead", prompt_step_s, UpTo("prefill_tokens", 1)),
         ]
-        head = [(1.0, Dense("sampled", tables.by_sampled))]
-        hop = [(1.0, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
+        head = [(longer, Dense("sampled", tables.by_sampled))]
+        hop = [(longer, Dense("tokens", tables.hop, tables.together))] * bool(tables.hop.any())
         for count, grid in zip(tables.layers, tables.grids, strict=True):
             attention = Attention(grid.axes, grid.seconds, grid.spread, grid.spread_most)
-            forward.append(("attention", float(count), attention))
+            forward.append(("attention", longer * count, attention))
         exchange: list[tuple[float, Function]] = []
         limits = dict(tables.limits)
         if (experts := tables.experts) is not None:
@@ -140,8 +145,8 @@ class OperatorStepTime(CompiledStepTime):
                 name: Shared(experts.grid, experts.parts[name], experts.padded, experts.beside)
                 for name in PARTS
             }
-            exchange.append((1.0, curves.pop("exchange")))
-            forward += [(name, 1.0, function) for name, function in curves.items()]
+            exchange.append((longer, curves.pop("exchange")))
+            forward += [(name, longer, function) for name, function in curves.items()]
         super().__init__(
             [(coefficient, function) for _, coefficient, function in forward],
             head=head,
@@ -158,10 +163,11 @@ class OperatorStepTime(CompiledStepTime):
         )
 
     def with_overhead(
-        self, *, step_s: float = 0.0, prompt_step_s: float = 0.0, frontend_s: float = 0.0
-    ) -> OperatorStepTime:
+        self, *, step_s: float = 0.0, prompt_step_s: float = 0.0, slowdown: float = 0.0,
+        frontend_s: float = 0.0,
+    ) -> OperatorStepTime:  # fmt: skip
         """The same tables with these constants; they may be negative only while fitted."""
         return OperatorStepTime(
-            self._tables, step_s=step_s, prompt_step_s=prompt_step_s,
+            self._tables, step_s=step_s, prompt_step_s=prompt_step_s, slowdown=slowdown,
             frontend_s=max(frontend_s, 0.0),
         )  # fmt: skip

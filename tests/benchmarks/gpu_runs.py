@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from replay.fit_overhead import CONSTANTS, SAID, fit_overhead
+from replay.fit_overhead import CONSTANTS, SAID, fit_overhead, overhead_table
 from replay.plan import load_step_time, make_plan
 from replay.simulate import replay
 from simulator.step_time.base import BatchShape
@@ -279,8 +279,7 @@ def fit(place: Place, bundle: Path, deployment: Path, operators: Path, name: str
                          constants=constants)  # fmt: skip
     if (operators / "baked").is_dir():  # the same kernels, baked already
         shutil.copytree(operators / "baked", out / "baked")
-    said = (f"{which} {seconds * 1e3:.3f} ms" for which, seconds in found.constants().items())
-    say(f"{name}: {', '.join(said)}")
+    say(f"{name}: {overhead_table(found)}")
     return out
 
 

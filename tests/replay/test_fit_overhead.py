@@ -68,7 +68,8 @@ def home(tmp_path: Path, frontier: Frontier) -> Path:
 
 
 def test_constants_are_found_again_and_used(home: Path, frontier: Frontier) -> None:
-    fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "fitted")
+    fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "fitted",
+                   "--constant=step_s", "--constant=frontend_s")  # fmt: skip
     assert fit.exit_code == 0, fit.output
     assert "added to a step" in fit.output
     found = load_overhead(home / "fitted")
@@ -94,7 +95,8 @@ def test_a_capture_faster_than_its_kernels_is_warned_of(home: Path, frontier: Fr
     rows = pd.read_parquet(home / "kernels" / "kernels.parquet")
     (home / "heavy").mkdir()
     rows.assign(duration_s=rows.duration_s * 2).to_parquet(home / "heavy" / "kernels.parquet")
-    fit = frontier("fit", home / "warm", "--operators", home / "heavy", "--out", home / "out")
+    fit = frontier("fit", home / "warm", "--operators", home / "heavy", "--out", home / "out",
+                   "--constant=step_s", "--constant=frontend_s")  # fmt: skip
     assert fit.exit_code == 0, fit.output
     assert "warning: a step: the captures are faster than their kernels" in fit.output
     found = load_overhead(home / "out")
@@ -132,6 +134,25 @@ def test_steps_with_prompts_are_told_from_other_steps(home: Path, frontier: Fron
         assert getattr(found, name) == pytest.approx(getattr(seeded, name), rel=0.05)
         low, high = found.intervals[name]
         assert low <= getattr(found, name) <= high
+
+
+@pytest.mark.parametrize("slowdown", [0.08, -0.06])
+def test_kernels_that_take_longer_or_less(home: Path, frontier: Frontier, slowdown: float) -> None:
+    shutil.copytree(home / "kernels", home / "other")
+    save_overhead(Overhead("0.32.0", "h100_sxm", 0.0, 7e-3, slowdown=slowdown), home / "other")
+    run = frontier("replay", home / "work", "-D", home / "d.yaml", "--operators", home / "other",
+                   "--out", home / "other-run")  # fmt: skip
+    assert run.exit_code == 0, run.output
+    fit = frontier("fit", home / "other-run", "--operators", home / "kernels", "--out",
+                   home / "told")  # fmt: skip
+    assert fit.exit_code == 0, fit.output
+    assert "kernels take longer by" in fit.output
+    found = load_overhead(home / "told")
+    assert found is not None
+    assert found.slowdown == pytest.approx(slowdown, rel=0.02)
+    assert found.frontend_s == pytest.approx(7e-3, rel=0.02)
+    low, high = found.intervals["slowdown"]
+    assert low <= found.slowdown <= high
 
 
 def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Frontier) -> None:
