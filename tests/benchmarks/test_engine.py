@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -46,16 +45,17 @@ def simulate(bench: Bench, kind: type[CompiledFleet] | type[PlainFleet]) -> dict
         write_table(Path(scratch), "requests", requests_table(demand, "main"))
     cpu_s = time.process_time() - begun_s
     steps, quiet = fleet.steps() if isinstance(fleet, CompiledFleet) else (0, 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"cpu_s": cpu_s, "requests": len(table), "steps": steps, "quiet": quiet,
-            "rss_mib": peak, "own_mib": own_mib()}  # fmt: skip
+            "rss_mib": memory_mib("VmHWM"), "own_mib": memory_mib("RssAnon")}  # fmt: skip
 
 
-def own_mib() -> float:
-    """Memory of this process that is not a file's; of files it holds what others have read too."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+def memory_mib(name: str) -> float:
+    """Of this process, by Linux's name: its peak (``VmHWM``), or what is no file's (``RssAnon``).
+
+    The peak that ``getrusage`` tells is that of the process it was forked from, if higher.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def measured(bench: str, change: dict[str, float] | None = None) -> dict[str, float]:
