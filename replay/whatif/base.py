@@ -17,12 +17,15 @@ import yaml
 
 from replay.whatif.keys import BASE, RUN_KEYS, Raw, put, settle_memory
 from simulator.deployment import find_file, load_deployment, parse_deployment
+from simulator.moe.fit import LOADS
 from simulator.step_time.deployed import KERNELS
 from simulator.step_time.fitted import PROFILE
+from simulator.step_time.overhead import OVERHEAD
 from traces.bundle import content_hash, inside, is_bundle, read_bundle
 from traces.digest import text_digest
 from traces.errors import ConfigError, TraceError
 
+OF_A_PROFILE = (PROFILE, KERNELS, OVERHEAD, LOADS)
 SHORT = 16  # characters of a digest in a name
 Settings = dict[str, Any]
 
@@ -39,7 +42,7 @@ class Files:
 
     def add(self, kind: str, path: Path) -> str:
         """Take in a file (or a profile's folder); returns its name. Raises TraceError."""
-        wanted = [path / n for n in (PROFILE, KERNELS)] if path.is_dir() else [path]
+        wanted = [path / n for n in OF_A_PROFILE] if path.is_dir() else [path]
         parts = {p.name: p for p in wanted if p.is_file()}
         if not parts:
             raise TraceError(f"{path}: no {PROFILE} there; make one with frontier fit")

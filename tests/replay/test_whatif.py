@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from replay.plan import make_plan
 from replay.simulate import replay
 from replay.whatif.backends.local import Local
-from replay.whatif.base import Bases
+from replay.whatif.base import Bases, Files
 from replay.whatif.capacity import find_capacity
 from replay.whatif.keys import put, settle_memory
 from replay.whatif.points import points_of
@@ -368,3 +369,21 @@ def test_a_sweep_file_is_read_whole(tmp_path: Path) -> None:
     )
     assert load_sweep(file).set_keys == ["a", "b", "c"]
     assert points_of(load_sweep(file), "s") == [{"c": 3}, {"a": 1}, {"b": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize("name", ["overhead.yaml", "experts.yaml"])
+def test_all_that_a_profile_says_travels_and_counts(
+    tmp_path: Path, dense_profile: Path, name: str
+) -> None:
+    """A worker elsewhere gets a copy, and a point of another profile is another point."""
+    profile = shutil.copytree(dense_profile, tmp_path / "profile")
+    files = Files()
+    bare = files.add("operators", profile)
+    (profile / name).write_text("schema: 1\n")
+    whole = files.add("operators", profile)
+    assert bare != whole
+    files.places[whole] = str(tmp_path / "not here")
+    home = tmp_path / "worker"
+    home.mkdir()
+    files.lay_out(home)
+    assert (home / whole / name).read_text() == "schema: 1\n"
