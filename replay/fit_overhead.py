@@ -84,6 +84,7 @@ def fit_overhead(
     plans = [make_plan(deployment or path, operators=profile) for path in paths]
     values, below = dict.fromkeys(constants, 0.0), dict.fromkeys(constants, 0.0)
     free, seen = set(constants), []
+    unsettled: list[str] = []
     least = {name: CLOSE * _mean(bundles, name) for name in ("tpot", "ttft")}
     for number in range(1, ROUNDS + 1):
         found = [
@@ -112,13 +113,17 @@ def fit_overhead(
         if left < least["tpot"] and (FRONTEND not in free or abs(late) < least["ttft"]):
             break
         for name, move in moves.items():
-            if (
-                values[name] + move < 0 and name != SLOWDOWN
-            ):  # the others are to fit what is left with this one at 0
+            if values[name] + move < 0 and name != SLOWDOWN:
+                # the others are to fit what is left with this one at 0
                 below[name], values[name] = values[name] + move, 0.0
                 free.remove(name)
             else:
                 values[name] += move
+    else:
+        unsettled = [
+            f"not settled after {ROUNDS} rounds: {gap * 1e3:+.3f} ms TPOT and {late * 1e3:+.2f} ms "
+            "TTFT were missing in the last"
+        ]
     overhead = Overhead(
         plans[0].engine_version,
         plans[0].only.cluster.hardware,
@@ -133,7 +138,8 @@ def fit_overhead(
             "ms; 0 is kept"
             for name, value in below.items()
             if value < 0
-        ],
+        ]
+        + unsettled,
     )
     claim_directory(out)
     for file in profile.iterdir():

@@ -133,4 +133,6 @@ def _places() -> Iterator[Path]:
         yield Path(given)
     yield HOME / "__pycache__"
     yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frontier"
-    yield Path(tempfile.gettempdir()) / f"frontier-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"frontier-{os.getuid()}"
+    if not shared.exists() or shared.lstat().st_uid == os.getuid():  # nobody else's code is run
+        yield shared

@@ -77,6 +77,9 @@ def load_overhead(profile: Path) -> Overhead | None:
     for key in raw:
         if key not in known:
             raise TraceError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
+    slowdown = raw.get("slowdown", 0.0)
+    if not isinstance(slowdown, int | float) or not slowdown > -1:
+        raise TraceError(f"{file}: slowdown: must be a number above -1, got {slowdown!r}")
     try:
         return Overhead(**raw)
     except TypeError as error:

@@ -104,6 +104,15 @@ def test_a_capture_faster_than_its_kernels_is_warned_of(home: Path, frontier: Fr
     assert found.step_s == 0.0
 
 
+def test_constants_that_do_not_settle_are_warned_of(
+    home: Path, frontier: Frontier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay.fit_overhead.ROUNDS", 1)
+    fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "out")
+    assert fit.exit_code == 0, fit.output
+    assert "warning: not settled after 1 rounds: +" in fit.output
+
+
 def test_one_constant_from_the_first_requests_alone(home: Path, frontier: Frontier) -> None:
     fit = frontier("fit", home / "run", "--operators", home / "kernels", "--out", home / "fitted",
                    "--first", 50, "--constant", "frontend_s")  # fmt: skip
@@ -168,6 +177,10 @@ def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Fron
     result = frontier(*replay)
     assert result.exit_code == 2
     assert "unknown key 'step'; did you mean 'step_s'?" in result.output
+    save_overhead(Overhead("0.32.0", "h100_sxm", 0.0, 0.0, slowdown=-1.0), home / "slow")
+    result = frontier(*replay)
+    assert result.exit_code == 2
+    assert "slowdown: must be a number above -1, got -1.0" in result.output
 
 
 def test_needs_kernels(home: Path, frontier: Frontier) -> None:

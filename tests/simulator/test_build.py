@@ -180,3 +180,15 @@ def test_the_cache_knows_every_source_that_the_code_depends_on() -> None:
             if file.stem not in python_only and isinstance(node, ast.ImportFrom):
                 module = str(node.module)
                 assert not module.startswith("simulator") or module in known, (file.name, module)
+
+
+def test_code_in_a_folder_of_somebody_else_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    own = tmp_path / f"frontier-{build.os.getuid()}"
+    own.mkdir()
+    assert own in build._places()
+    own.rename(tmp_path / "frontier-12345")
+    monkeypatch.setattr(build.os, "getuid", lambda: 12345)
+    assert tmp_path / "frontier-12345" not in build._places()

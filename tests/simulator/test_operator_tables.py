@@ -214,6 +214,24 @@ def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
     assert step.outside() == {"attention": 1}
 
 
+@pytest.mark.parametrize("slowdown", [0.25, -0.1])
+def test_a_slowdown_is_of_every_kernel_and_of_nothing_else(slowdown: float) -> None:
+    engine = Engine(max_num_seqs=8, max_num_batched_tokens=512, enforce_eager=True,
+                    pipeline_parallel_size=2)  # fmt: skip
+    step = OperatorStepTime(bake(priced(), model(), engine))
+    shape = BatchShape(
+        tokens=68, rows=5, sampled=5, decodes=4, decode_context=1024,
+        decode_context_sq=4 * 256**2, prefill_tokens=64, prefill_tokens_sq=64**2,
+        prefill_pairs=64 * 65 // 2,
+    )  # fmt: skip
+    plain = step.times(shape)
+    slow = step.with_overhead(step_s=1e-3, slowdown=slowdown).times(shape)
+    assert min(plain.forward, plain.head, plain.hop) > 0
+    assert slow.forward - 10**9 == pytest.approx(plain.forward * (1 + slowdown), abs=2)
+    assert slow.head == pytest.approx(plain.head * (1 + slowdown), abs=2)
+    assert slow.hop == pytest.approx(plain.hop * (1 + slowdown), abs=2)
+
+
 def test_steps_beyond_what_was_measured_are_counted_by_layer(tmp_path: Path) -> None:
     engine = Engine(max_num_seqs=8, max_num_batched_tokens=1024, enforce_eager=True)
     tables = bake(priced(), model(), engine)
