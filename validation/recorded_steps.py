@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from simulator.clock import PS_PER_S
 from simulator.scheduling.reference import Batch, Row
 from simulator.scheduling.request import Request, Status
-from simulator.step_time.fit import shapes_of
+from simulator.step_time.samples import shapes_of
 from traces.bundle import Bundle
 from traces.metrics import Floats, column
 from validation.predicting import Shapes

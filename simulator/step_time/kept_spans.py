@@ -63,7 +63,7 @@ class KeptSteps:
 def _slowest(model: PipelinedStepTime, number: int, steps: pa.Table, rows: pa.Table) -> StepAt:
     """A step on the rank whose batch takes longest."""
     from simulator.lockstep import dummy_shape
-    from simulator.step_time.fit import shapes_of
+    from simulator.step_time.samples import shapes_of
 
     replicas = steps.column("replica").to_numpy()
     place = np.searchsorted(np.sort(replicas), rows.column("replica").to_numpy())

@@ -32,23 +32,21 @@ def sheet_profile(
     peaks = hardware.peak_tflops
     flop_s = 1 / (peaks.get(_PEAK[size], max(peaks.values())) * 1e12)
     embedding = model.vocab * model.hidden
-    met = parameters(model) - embedding * (1 if model.tied_embeddings else 2)
     dense_bytes = weight_bytes(model, engine)
     if not model.tied_embeddings:
         dense_bytes -= embedding * size // ranks  # of the input only the tokens' rows are read
     forward = {
         "sampled": 2 * embedding / ranks * flop_s,
         "decode_context": model.kv_bytes_per_token(engine.kv_cache_dtype, ranks) * byte_s,
-        "prefill_pairs": 4 * model.heads * model.head_dim * model.layers / ranks * flop_s,
+        "prefill_pairs": pair_flops(model) / ranks * flop_s,
     }
     forward["prefill_context"] = forward["decode_context"]
     if (moe := model.moe) is not None:
         expert = 3 * model.hidden * moe.inter * model.moe_layers
-        met -= expert * (moe.experts - moe.top_k)
         expert_ranks = ranks * engine.data_parallel_size
         dense_bytes -= expert * moe.experts * size // expert_ranks
         forward["active_experts"] = expert * size / expert_ranks * byte_s
-    forward |= {"step": dense_bytes * byte_s, "tokens": 2 * met / ranks * flop_s}
+    forward |= {"step": dense_bytes * byte_s, "tokens": token_flops(model) / ranks * flop_s}
     nothing = {"step": 0.0}
     return StepProfile(
         model={n: getattr(model, n) for n in ("model_type", "layers", "hidden", "vocab")},
@@ -66,3 +64,17 @@ def sheet_profile(
         fit={part: {"steps": 0.0} for part in ("forward", "host", "gap")},
         warnings=["not calibrated: from the data sheet, without host, launches and communication"],
     )
+
+
+def token_flops(model: ModelSpec) -> float:
+    """Operations on a token outside attention and the head: 2 for each weight that it meets."""
+    met = parameters(model) - model.vocab * model.hidden * (1 if model.tied_embeddings else 2)
+    if (moe := model.moe) is not None:
+        expert = 3 * model.hidden * moe.inter * model.moe_layers
+        met -= expert * (moe.experts - moe.top_k)
+    return 2.0 * met
+
+
+def pair_flops(model: ModelSpec) -> float:
+    """Operations of attention on a pair of query and key, in all layers."""
+    return 4.0 * model.heads * model.head_dim * model.layers
