@@ -92,9 +92,11 @@ def _boost(codes, first, missing, target, start, trees, rate, leaves, penalty, l
     order = np.empty(len(target), np.int32)  # rows, those of a node side by side
     begin, end = np.zeros(nodes, np.int32), np.zeros(nodes, np.int32)
     histograms = np.empty((leaves, first[-1], 2), np.int32)
-    said = np.full(len(target), start)
+    said, sign = np.full(len(target), start), np.empty(len(target), np.int32)
     for t in range(trees):
-        sign = np.where(said > target, 1, -1).astype(np.int32)
+        for row in range(len(target)):
+            sign[row] = 1 if said[row] > target[row] else -1
+            order[row] = row
         count[t] = _grow(
             codes, first, missing, sign, leaves, penalty, least, order, begin, end, histograms,
             feature[t], cut[t], missing_left[t], left[t], right[t],
@@ -103,7 +105,8 @@ def _boost(codes, first, missing, target, start, trees, rate, leaves, penalty, l
             if feature[t, node] < 0:
                 rows = order[begin[node] : end[node]]
                 value[t, node] = rate * np.median(target[rows] - said[rows])
-                said[rows] += value[t, node]
+                for row in rows:
+                    said[row] += value[t, node]
     return count, feature, cut, missing_left, left, right, value
 
 
@@ -119,7 +122,6 @@ def _grow(  # type: ignore[no-untyped-def]  # pragma: no cover
     gain = np.zeros(len(feature))
     best = np.zeros((len(feature), 3), np.int64)  # feature, cut, whether missing ones go left
     slot = np.zeros(len(feature), np.int64)
-    order[:] = np.arange(len(order))
     begin[0], end[0] = 0, len(order)
     _count(codes, sign, order, histograms[0])
     gain[0] = _best_split(histograms[0], first, missing, 0.0, penalty, least, best[0])
@@ -146,7 +148,7 @@ def _grow(  # type: ignore[no-untyped-def]  # pragma: no cover
         nodes += 2
         slot[larger], slot[smaller] = slot[node], used
         _count(codes, sign, order[begin[smaller] : end[smaller]], histograms[used])
-        histograms[slot[larger]] -= histograms[used]
+        _less(histograms[slot[larger]], histograms[used])
         for child in (nodes - 2, nodes - 1):
             if end[child] - begin[child] >= 2 * least:
                 high = sign[order[begin[child] : end[child]]].sum()
@@ -168,6 +170,13 @@ def _count(codes, sign, rows, histogram):  # type: ignore[no-untyped-def]  # pra
 
 
 @njit(cache=True)
+def _less(histogram, other):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for code in range(len(histogram)):  # loops: numba takes seconds to compile such of whole arrays
+        histogram[code, 0] -= other[code, 0]
+        histogram[code, 1] -= other[code, 1]
+
+
+@njit(cache=True)
 def _part(codes, cut, missing_left, lost, rows, spare):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Move rows that go left before the others, in their order; returns how many do."""
     kept = moved = 0
@@ -178,7 +187,8 @@ def _part(codes, cut, missing_left, lost, rows, spare):  # type: ignore[no-untyp
         else:
             spare[moved] = row
             moved += 1
-    rows[kept:] = spare[:moved]
+    for i in range(moved):
+        rows[kept + i] = spare[i]
     return kept
 
 
