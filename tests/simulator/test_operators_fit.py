@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from simulator.operators import Library, fit_library, kept_library, load_library, save_library
+from simulator.operators.attention_prefill import AttentionPrefill
+from simulator.operators.base import Device
 from simulator.operators.boosting import Boosting, fit_trees
 from simulator.operators.lines import neighbours
 from simulator.operators.roofline import fit_roofline
@@ -216,6 +218,20 @@ def test_trees_equal_those_of_scikit_learn() -> None:
     np.testing.assert_array_equal(trees.predict(asked), model.predict(asked))
     kept = Trees.of(trees.arrays())
     np.testing.assert_array_equal(kept.predict(asked), trees.predict(asked))
+
+
+def test_kernels_for_blackwell_take_queries_two_tiles_at_a_time() -> None:
+    row = {"batch": 1, "query_tokens": 257, "context_tokens": 0, "heads": 4, "kv_heads": 1,
+           "head_dim": 128, "window": 0, "kv_dtype": "bfloat16"}  # fmt: skip
+    backends = ["vllm_flash_attn_fa3", "vllm_flashinfer_trtllmprefill"]
+    plain, paired = (
+        AttentionPrefill().shape(pd.DataFrame([row | {"backend": b}]), Device(148, 1e15))
+        for b in backends
+    )
+    assert "pair_flops" not in plain.work
+    assert set(paired.features) - set(plain.features) == {"pair_flops", "waves_256", "tail_256"}
+    walked = 2 + 4  # key blocks of 128: two tiles, each up to its last query
+    assert paired.work["pair_flops"].item() == 4 * 4 * 128 * 256 * 128 * walked
 
 
 def test_trees_leave_out_a_column_that_is_never_known() -> None:
