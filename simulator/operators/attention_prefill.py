@@ -32,6 +32,9 @@ TILE = 128
 # FlashAttention-3 packs the query heads of a KV head into the rows of a tile where lengths vary;
 # tiles of narrow heads are 192 rows high (``tile_size.h``, tile_size_fwd_sm90).
 NARROW = 96
+# A thread block of a kernel for Blackwell takes two tiles of 128 queries of one head at a time
+# (CUTLASS, ``examples/77_blackwell_fmha``), and so do the times of TensorRT-LLM's.
+PAIR, PAIRED = 256, "trtllm"
 
 
 class AttentionPrefill:
@@ -61,8 +64,8 @@ class AttentionPrefill:
         tile_rows = np.where(size <= NARROW, 192.0, TILE)
         queries = np.maximum(tile_rows / (heads / kv_heads), 1)[r.row]
         block = key_block(size)
-        in_blocks = (v / block[r.row] for v in (r.query, r.context, own_window, queries))
-        tiles_each, walked, walk = _tiles(*in_blocks)
+        lengths = (r.query / block[r.row], r.context / block[r.row], own_window / block[r.row])
+        tiles_each, walked, walk = _tiles(*lengths, queries / block[r.row])
         tiles = r.sum(tiles_each)
         pairs, blocks = r.sum(pairs_of(r.query, r.context, own_window)), r.max(walk)
         keys = r.sum(keys_of(r.query, r.context, own_window))
@@ -76,6 +79,10 @@ class AttentionPrefill:
             "tiles": kv_heads * tiles,
             "walk": blocks,
         }
+        paired = any(PAIRED in name for name in set(label(rows, "backend")))
+        if paired:
+            pair_walked = _tiles(*lengths, PAIR / block[r.row])[1]
+            work["pair_flops"] = 4 * r.sum(pair_walked) * block * PAIR * heads * size
         spread = r.sum(r.query**2) / batch / query**2 - 1
         features = {
             "bucket": np.ceil(octaves(query)),
@@ -98,7 +105,9 @@ class AttentionPrefill:
             "walk": octaves(blocks),
             "spread": spread,
         }
-        for tile in (64, TILE):
+        if paired:
+            features["pair_flops"] = octaves(work["pair_flops"])
+        for tile in (64, TILE, PAIR) if paired else (64, TILE):
             count = heads * r.sum(np.ceil(r.query / tile))
             features[f"waves_{tile}"], features[f"tail_{tile}"] = waves(count, device.sms)
         features["packed_waves"], features["packed_tail"] = waves(kv_heads * tiles, device.sms)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simulator.operators.boosting import Boosting, fit_trees
 from simulator.operators.lines import Axis, Neighbours, Place, group_numbers, neighbours
-from simulator.operators.trees import Boosting, Trees, fit_trees
+from simulator.operators.trees import Trees
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """A library of fitted operators on disk: data, nothing executable.
 
 ``operators.yaml`` says what was fitted on what, ``operators.npz`` holds the arrays. Loading
-needs neither scikit-learn nor the kernels that were fitted.
+does not need the kernels that were fitted.
 """
 
 from __future__ import annotations

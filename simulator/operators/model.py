@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulator.operators.base import Device, Family, Shape
+from simulator.operators.boosting import Boosting, fit_trees
 from simulator.operators.correction import (
     Asked,
     Correction,
@@ -27,7 +28,7 @@ from simulator.operators.correction import (
 )
 from simulator.operators.lines import group_numbers, neighbours
 from simulator.operators.roofline import Roofline, fit_roofline
-from simulator.operators.trees import Boosting, Trees, fit_trees
+from simulator.operators.trees import Trees
 from traces.errors import TraceError
 
 Floats = npt.NDArray[np.float64]

@@ -1,9 +1,8 @@
 """The step-time model of a deployed shape from a profile of measured kernels.
 
 Baking prices every operator at every size; what was not measured at its very shape is asked
-of a model fitted to what was (it needs scikit-learn, up to minutes), which is kept in the
-profile. The tables then lie there too, ``baked/<digest>.npz``, and later replays of the same
-deployment only read them.
+of a model fitted to what was (up to minutes), which is kept in the profile. The tables then
+lie there too, ``baked/<digest>.npz``, and later replays of the same deployment only read them.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Unmeasured:
         fitted = self.operator(operator, shape)
         if fitted is None:
             return None
-        rows = pd.DataFrame({**sizes}).assign(operator=operator, **shape)
+        own = {"operator": operator, "backend": fitted.key["backend"], **shape}
+        rows = pd.DataFrame({**sizes}).assign(**own)
         device = device_of(fitted.key)
         asked = family_named(operator).shape(rows, device)
         found = fitted.predict(asked, device)

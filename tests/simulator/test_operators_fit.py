@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 
 from simulator.operators import Library, fit_library, kept_library, load_library, save_library
+from simulator.operators.attention_prefill import AttentionPrefill
+from simulator.operators.base import Device
+from simulator.operators.boosting import Boosting, fit_trees
 from simulator.operators.lines import neighbours
 from simulator.operators.roofline import fit_roofline
-from simulator.operators.trees import Boosting, Trees, fit_trees
+from simulator.operators.trees import Trees
 from traces.errors import ConfigError, TraceError
 
 Floats = npt.NDArray[np.float64]
@@ -196,25 +199,49 @@ class TestOnDisk:
             load_library(tmp_path)
 
 
-@pytest.mark.parametrize("loss", ["squared_error", "absolute_error"])
-def test_trees_equal_those_of_scikit_learn(loss: str) -> None:
+def test_trees_equal_those_of_scikit_learn() -> None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     random = np.random.default_rng(0)
     features = random.normal(size=(700, 4))
     features[random.random(features.shape) < 0.2] = np.nan
     target = np.nan_to_num(features[:, 0]) * 2 + np.isnan(features[:, 1])
-    how = Boosting(trees=40, rate=0.1, leaves=15, loss=loss)
+    how = Boosting(trees=40, rate=0.1, leaves=15)
     model = HistGradientBoostingRegressor(
         max_iter=40, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=3,
-        l2_regularization=how.penalty, early_stopping=False, random_state=0, loss=loss,
+        l2_regularization=how.penalty, early_stopping=False, random_state=0,
+        loss="absolute_error",
     ).fit(features, target)  # fmt: skip
     trees = fit_trees(features, target, how)
     asked = random.normal(size=(300, 4))
     asked[::7, 1] = np.nan
-    np.testing.assert_allclose(trees.predict(asked), model.predict(asked), rtol=1e-12)
+    np.testing.assert_array_equal(trees.predict(asked), model.predict(asked))
     kept = Trees.of(trees.arrays())
     np.testing.assert_array_equal(kept.predict(asked), trees.predict(asked))
+
+
+def test_kernels_for_blackwell_take_queries_two_tiles_at_a_time() -> None:
+    row = {"batch": 1, "query_tokens": 257, "context_tokens": 0, "heads": 4, "kv_heads": 1,
+           "head_dim": 128, "window": 0, "kv_dtype": "bfloat16"}  # fmt: skip
+    backends = ["vllm_flash_attn_fa3", "vllm_flashinfer_trtllmprefill"]
+    plain, paired = (
+        AttentionPrefill().shape(pd.DataFrame([row | {"backend": b}]), Device(148, 1e15))
+        for b in backends
+    )
+    assert "pair_flops" not in plain.work
+    assert set(paired.features) - set(plain.features) == {"pair_flops", "waves_256", "tail_256"}
+    walked = 2 + 4  # key blocks of 128: two tiles, each up to its last query
+    assert paired.work["pair_flops"].item() == 4 * 4 * 128 * 256 * 128 * walked
+
+
+def test_trees_leave_out_a_column_that_is_never_known() -> None:
+    random = np.random.default_rng(0)
+    known, target = random.integers(0, 5, (200, 2)).astype(float), random.normal(size=200)
+    how = Boosting(trees=10, rate=0.1, leaves=7)
+    with_it = fit_trees(np.c_[known[:, :1], np.full(200, np.nan), known[:, 1:]], target, how)
+    assert set(with_it.feature) == {-1, 0, 2}
+    said = with_it.predict(np.c_[known[:, :1], np.ones(200), known[:, 1:]])
+    np.testing.assert_array_equal(said, fit_trees(known, target, how).predict(known))
 
 
 def test_a_roofline_recovers_its_ceilings() -> None:
