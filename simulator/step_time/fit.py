@@ -39,6 +39,7 @@ from traces.errors import TraceError
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 100
 BLOCK_STEPS = 50
+LEANS = 0.1  # share by which a belief moves a coefficient that is told
 
 
 def design(shapes: Sequence[BatchShape], terms: dict[str, Term]) -> Floats:
@@ -138,6 +139,11 @@ def _fit_named(
         "total_error": float(predicted.sum() / seconds.sum() - 1),
     }
     doubts = undetermined([names[i] for i in kept], draws[:, kept])
+    if belief is not None:
+        alone, found = fit_part(matrix, seconds)[belief.one], coefficients[belief.one]
+        if abs(found - alone) > LEANS * max(found, alone):
+            doubts.append(f"{names[belief.one]} leans on its operations: {found * 1e6:.4g} us, "
+                          f"{alone * 1e6:.4g} us from the steps alone")  # fmt: skip
     return {names[i]: float(coefficients[i]) for i in kept}, intervals, error, doubts
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from simulator.step_time.fit import fit_profile
 from simulator.step_time.regression import Proportion, fit_part
+from traces.bundle import read_bundle
 
 TOKEN_S, PAIR_S = 200e-6, 0.1e-6
 RATIO = PAIR_S / TOKEN_S / 2  # what operations say; attention is half as efficient
@@ -46,3 +50,13 @@ def test_steps_that_tell_overrule_a_belief(wrong: float) -> None:
 def test_without_a_coefficient_there_is_no_belief() -> None:
     belief = Proportion(1, np.array([1.0, 0.0]), 0.5)
     assert not belief.row(np.zeros(2), 1.0).any()
+
+
+def test_a_fit_that_leans_on_a_belief_says_so() -> None:
+    samples = Path(__file__).parents[2] / "traces" / "samples"
+    said = {
+        name: fit_profile([read_bundle(samples / name / "rep1")], cluster=cluster).warnings
+        for name, cluster in (("dense-pd-low", "prefill"), ("dense-sessions", None))
+    }
+    told = {name: any("leans on its operations" in w for w in said[name]) for name in said}
+    assert told == {"dense-pd-low": True, "dense-sessions": False}
