@@ -10,7 +10,7 @@ from recorded_pair import agreements
 from vllm_server import BIN, free_port, running, send, workload
 
 from traces.bundle import read_bundle
-from traces.samples.make_samples import following, pair_deployment, wait_until_up
+from traces.samples.lab import following, pair_deployment, wait_until_up
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("nixl")
