@@ -50,7 +50,8 @@ KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer", "attention": "kv_
 class ClusterPlan:
     """One cluster of a deployment, its KV sized; ``routing`` and ``operators`` as they apply.
 
-    ``hands_over``: KV goes from a prefill cluster to another one.
+    ``hands_over``: KV goes from a prefill cluster to another one. ``on_cpu``: its hardware is a
+    processor, which vLLM's CPU platform runs on.
     """
 
     cluster: Cluster
@@ -60,6 +61,7 @@ class ClusterPlan:
     operators: str | None
     engine_version: str | None = None
     hands_over: bool = False
+    on_cpu: bool = False
 
     @property
     def schedulers(self) -> int:
@@ -192,6 +194,7 @@ def make_plan(path: Path, *, operators: Path | None = None) -> Plan:
             cluster.operators or deployment.operators,
             version,
             any(other.role == "prefill" for other in deployment.clusters),
+            _is_cpu(cluster.hardware, home),
         )
         for cluster in deployment.clusters
         if cluster.role != "ffn"  # it schedules nothing: part of the attention cluster's steps
@@ -290,6 +293,13 @@ def _memory_gb(cluster: Cluster, home: Path) -> float | None:
     if cluster.engine.num_gpu_blocks is not None:
         return None
     return load_hardware(cluster.hardware, home).memory_gb
+
+
+def _is_cpu(name: str, home: Path) -> bool:
+    try:
+        return load_hardware(name, home).kind == "cpu"
+    except ConfigError:
+        return False
 
 
 def _device(name: str, home: Path) -> str:

@@ -185,7 +185,7 @@ def side_of(part: ClusterPlan, model: StepTimeModel) -> Side:
         part.scheduler_config(),
         model,
         part.routing,
-        loads_late=part.cluster.hardware == "cpu",
+        loads_late=part.on_cpu,
     )
 
 

@@ -38,12 +38,15 @@ class Overhead:
     schema: int = SCHEMA
 
     def check(self, engine_version: str | None, hardware: str, source: str) -> None:
-        """Refuse another engine version or device: ConfigError."""
+        """Refuse another engine version or device: ConfigError.
+
+        Which build of a version it is (``0.32.0+cpu``) the hardware tells.
+        """
         for what, own, asked in (
             ("engine version", self.engine_version, engine_version),
             ("hardware", self.hardware, hardware),
         ):
-            if own != asked:
+            if own.split("+")[0] != (asked or "").split("+")[0]:
                 raise ConfigError(
                     f"{source}: the overhead was fitted for {what} {own}, the deployment has "
                     f"{asked or 'none'}; fit it anew, or remove {OVERHEAD}"

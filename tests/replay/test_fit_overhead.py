@@ -173,6 +173,8 @@ def test_another_version_or_a_damaged_file_is_refused(home: Path, frontier: Fron
     result = frontier(*replay)
     assert result.exit_code == 2
     assert "fitted for engine version 0.19.0, the deployment has 0.32.0" in result.output
+    save_overhead(Overhead("0.32.0+cu129", "h100_sxm", 1e-3, 0.0), home / "slow")  # a build of it
+    assert frontier(*replay).exit_code == 0
     (home / "slow" / "overhead.yaml").write_text("schema: 1\nstep: 2\n")
     result = frontier(*replay)
     assert result.exit_code == 2

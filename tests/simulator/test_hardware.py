@@ -42,7 +42,7 @@ def test_sheets_are_whole(name: str) -> None:
 
 
 def test_the_sheets_that_the_issues_name() -> None:
-    assert sorted(["cpu", *TORCH_NAMES.values()]) == NAMES
+    assert sorted(["cpu", "cpu_amx", *TORCH_NAMES.values()]) == NAMES
     assert load_hardware("cpu").memory_gb is None
 
 

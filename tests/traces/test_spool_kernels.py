@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from simulator.hardware import load_hardware
 from traces.bundle import read_bundle
 from traces.errors import TraceError
 from traces.spool import spool_to_bundle
@@ -62,9 +64,9 @@ def rows_of_passes() -> list[dict[str, Any]]:
     return [{"modules": found["modules"]}, *passes]
 
 
-def spool(path: Path, kernels: list[dict[str, Any]]) -> Path:
+def spool(path: Path, kernels: list[dict[str, Any]], device: Mapping[str, Any] = {}) -> Path:
     streams = {
-        "engine.0": [ENGINE],
+        "engine.0": [{**ENGINE, "device": {**ENGINE["device"], **device}}],
         "model.0": [MODEL],
         "requests.0": [added(0, 100), added(1, 50)],
         "steps.0": [step(0, [100, 50], [0, 0]), step(1, [1, 1], [100, 50])],
@@ -139,3 +141,14 @@ def test_a_pass_whose_step_was_never_completed_is_left_out(tmp_path: Path) -> No
     rows = rows_of_passes()
     rows[2]["step"] = 7
     assert read_bundle(spool(tmp_path / "b", rows)).manifest.notes["kernels"] == {"passes": 1}
+
+
+@pytest.mark.parametrize(("amx", "name"), [(True, "cpu_amx"), (False, "cpu")])
+def test_a_processor_with_a_matrix_unit_is_another_device(
+    amx: bool, name: str, tmp_path: Path
+) -> None:
+    path = spool(tmp_path / "b", rows_of_passes(), {"amx": amx})
+    bundle = spool_to_bundle(path)
+    assert bundle.manifest.deployment["clusters"][0]["hardware"] == name
+    assert set(read_bundle(path).table("kernels")["device"].to_pylist()) == {name}
+    assert load_hardware(name).kind == "cpu"

@@ -17,6 +17,7 @@ import pyarrow as pa
 from traces.errors import TraceError
 from traces.kernels.base import homogeneous, joined, kernel_rows, mixed_lengths
 from traces.kernels.torch_trace import Part, Range, read_trace
+from traces.spool.device import device_name
 from traces.spool.replica import Replica
 from traces.spool.streams import Spool
 
@@ -90,7 +91,7 @@ class _Pass:
         self._whole = bool(parallel["enable_expert_parallel"])
         self._same = {
             "timing": "kernel",
-            "device": "cpu" if engine["device"]["type"] == "cpu" else engine["device"]["name"],
+            "device": device_name(engine["device"]),
             "engine": "vllm",
             "engine_version": str(engine["versions"].get("vllm", "")).split("+")[0],
         }

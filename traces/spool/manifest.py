@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from traces.bundle import SPOOL, Manifest
+from traces.spool.device import device_name
 from traces.spool.replica import CLUSTER, Replica
 from traces.spool.streams import Spool
 
@@ -73,12 +74,11 @@ def spool_manifest(
     engine = engines[0]
     config, clock = engine["config"], engine["clock"]
     capture = next(iter(spool.objects("capture")), {})
-    name = "gpu" if engine["device"]["type"] != "cpu" else "cpu"
     cluster = {
         "name": CLUSTER,
         "role": "colocated",
         "replicas": 1,  # one engine, its data-parallel ranks counted below
-        "hardware": engine["device"]["name"] if name == "gpu" else "cpu",
+        "hardware": device_name(engine["device"]),
         "engine": _engine_arguments(config, len(engines)),
     }
     return Manifest(

@@ -67,17 +67,18 @@ def model_config(vllm_config: Any) -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """Name of the accelerator, or of the processor where there is none."""
+    """Name of the accelerator, or of the processor where there is none, and if that has AMX."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return {"type": current_platform.device_type, "name": current_platform.get_device_name()}
-    name = platform.processor() or platform.machine()
+    name, amx = platform.processor() or platform.machine(), False
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
         lines = cpuinfo.read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
         name = names[0] if names else name
-    return {"type": "cpu", "name": name, "cores": len(os.sched_getaffinity(0))}
+        amx = any("amx_bf16" in line.split() for line in lines if line.startswith("flags"))
+    return {"type": "cpu", "name": name, "amx": amx, "cores": len(os.sched_getaffinity(0))}
 
 
 def plain(value: Any, depth: int = 0) -> Any:
