@@ -7,7 +7,9 @@ that was not measured is filled by a model of the measured ones:
 
     seconds = (c0 + c1 q c + c2 q^2 / 2 + c3 n k + c4 c + c5 n + c6 q) x exp(residual)
 
-non-negative c (FLOPs of the chunk, bytes of KV, launch), and a learned log-residual.
+non-negative c (FLOPs of the chunk, bytes of KV, launch), and a learned log-residual. Kernels
+of a served workload, whose decodes hardly ever have equal contexts, are such points too, each at
+its mean context, but no grid: there the table is the model's.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from simulator.step_time.select_kernels import SKEWED
 
 Floats = npt.NDArray[np.float64]
 TREES = Boosting(trees=400, rate=0.08, leaves=31)
+AXIS = 12  # points above 0 on an axis of a table that is no grid of measured ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,18 @@ def measured_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid | Non
     if call.family != "gqa" or "query_lens" not in kernels.column_names:
         return None
     rows = _shape_rows(kernels, call)
-    equal = _equal_rows(rows)
+    every = _points(rows)
+    equal = every[every[:, 5] == 0.0]
+    served = not (equal[:, 2] > 1).any()  # not one batch of equal contexts
+    if served:
+        equal = every
     if not len(equal):
         return None
     points, seconds = equal[:, :4], equal[:, 4]
-    axes = tuple(np.unique(np.append(points[:, i], 0.0)) for i in range(4))
+    axes = tuple(_axis(points[:, i], AXIS if served else 0) for i in range(4))
     grid = np.full([len(a) for a in axes], np.nan)
-    grid[tuple(np.searchsorted(axes[i], points[:, i]) for i in range(4))] = seconds
+    if not served:
+        grid[tuple(np.searchsorted(axes[i], points[:, i]) for i in range(4))] = seconds
     known = np.isfinite(grid)
     cells = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
     query, context, decodes, length = cells.T
@@ -70,7 +78,21 @@ def measured_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid | Non
     filled[0, 1:] = filled[0, :1]  # no chunk: its context means nothing
     filled[:, :, 0, 1:] = filled[:, :, 0, :1]
     spread, most = _spread(rows, axes[2], axes[3])
+    if served:  # the model has seen unequal contexts at their means
+        most = float(every[:, 5].max())
     return AttentionGrid(axes, filled, float(known.mean()), spread, most)  # type: ignore[arg-type]
+
+
+def _axis(values: Floats, most: int) -> Floats:
+    """0 and the values, or ``most`` of even ratios from least to largest if there are more.
+
+    >>> _axis(np.array([8.0, 2.0, 4.0, 3.0]), 2).tolist()
+    [0.0, 2.0, 8.0]
+    """
+    found = np.unique(np.append(values, 0.0))
+    if most and len(found) > most + 1:
+        found = np.unique(np.append(np.geomspace(found[1], found[-1], most), 0.0))
+    return found
 
 
 def _shape_rows(kernels: pa.Table, call: AttentionCall) -> pa.Table:
@@ -112,14 +134,17 @@ def _features(queries: list[int], contexts: list[int]) -> tuple[float, ...] | No
     return float(query), float(context), float(len(rest)), mean, variation
 
 
-def _equal_rows(rows: pa.Table) -> Floats:
-    """Rows of equal contexts, ``(n, 5)``: query, context, decodes, their context, seconds."""
+def _points(rows: pa.Table) -> Floats:
+    """Batches of a chunk at most, ``(n, 6)``.
+
+    Query, context, decodes, their mean context, seconds, variation of the decodes' contexts.
+    """
     found = []
     for queries, contexts, seconds, skewed in _batches(rows):
         f = _features(queries, contexts)
-        if f is not None and not skewed and f[4] == 0.0:
-            found.append((*f[:4], seconds))
-    return np.array(found, float).reshape(-1, 5)
+        if f is not None and not skewed:
+            found.append((*f[:4], seconds, f[4]))
+    return np.array(found, float).reshape(-1, 6)
 
 
 def _terms(points: Floats) -> Floats:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.interpolate import RegularGridInterpolator
 
 from simulator.deployment import SHIPPED, Engine
 from simulator.hardware import load_hardware
@@ -42,22 +43,24 @@ def table(rows: list[dict[str, object]]) -> pa.Table:
     return pa.Table.from_pylist([KEY | r for r in rows], schema=KERNELS.arrow_schema(names))
 
 
+def attention_row(
+    queries: list[int], contexts: list[int], layer: str | None = None, extra: float = 0.0
+) -> dict[str, object]:
+    pairs = sum(q * c + q * (q + 1) / 2 for q, c in zip(queries, contexts, strict=True) if q > 1)
+    kv = sum(c for q, c in zip(queries, contexts, strict=True) if q == 1)
+    return {
+        "operator": "attention_mixed", "layer": layer, "heads": 32, "kv_heads": 8,
+        "head_dim": 128, "window": 0, "query_lens": queries, "context_lens": contexts,
+        "duration_s": (1e-6 + pairs * 1e-12 + kv * 1e-10) * (1 + extra),
+    }  # fmt: skip
+
+
 def attention_rows() -> list[dict[str, object]]:
     """Equal and unequal contexts, exactly linear: 1 us + pairs 1e-12 + KV 1e-10."""
     rows: list[dict[str, object]] = []
 
     def add(queries: list[int], contexts: list[int], layer: str | None, extra: float) -> None:
-        pairs = sum(
-            q * c + q * (q + 1) / 2 for q, c in zip(queries, contexts, strict=True) if q > 1
-        )
-        kv = sum(c for q, c in zip(queries, contexts, strict=True) if q == 1)
-        rows.append(
-            {
-                "operator": "attention_mixed", "layer": layer, "heads": 32, "kv_heads": 8,
-                "head_dim": 128, "window": 0, "query_lens": queries, "context_lens": contexts,
-                "duration_s": (1e-6 + pairs * 1e-12 + kv * 1e-10) * (1 + extra),
-            }
-        )  # fmt: skip
+        rows.append(attention_row(queries, contexts, layer, extra))
 
     for n in (0, 1, 2, 4, 8):
         for k in (64, 256, 1024) if n else (0,):
@@ -159,6 +162,26 @@ def test_what_was_not_measured_is_estimated_or_refused() -> None:
     assert measured_grid(prices.kernels, heads) is None
     with pytest.raises(ConfigError, match="no attention_prefill kernel in bfloat16"):
         predicted_grid(prices.unmeasured, BF16, heads, model(), Engine())
+
+
+def test_attention_of_a_served_workload_prices_batches_it_has_not_seen() -> None:
+    """Decodes of a captured workload hardly ever have equal contexts: no grid, but points."""
+    rng = np.random.default_rng(5)
+    rows, points = [], []
+    for number in range(160):
+        decodes, chunk = int(rng.integers(1, 40)), int(rng.integers(16, 512)) * (number % 2)
+        contexts = rng.integers(50, 600, decodes).tolist()
+        rows.append(
+            attention_row([chunk] * (chunk > 0) + [1] * decodes, [0] * (chunk > 0) + contexts)
+        )
+        points.append((chunk, 0, decodes, np.mean(contexts)))
+    grid = measured_grid(table(rows[:80]), AttentionCall("gqa", 32, 8, 128, 0, 1))
+    assert grid is not None
+    assert grid.spread_most > 0.2
+    inside = [np.clip(v, a[0], a[-1]) for v, a in zip(np.transpose(points), grid.axes, strict=True)]
+    told = RegularGridInterpolator(grid.axes, grid.seconds)(np.transpose(inside))
+    seconds = np.array([row["duration_s"] for row in rows], float)
+    assert np.abs(told / seconds - 1)[80:].mean() < 0.05
 
 
 def test_kernels_of_another_device_or_dtype_never_enter() -> None:
