@@ -98,11 +98,11 @@ class Correction:
 def plain_choices(axis: Axis, asked: Asked, near: Neighbours, known: Known) -> dict[str, Floats]:
     """Residuals without a learned correction.
 
-    Interpolated as it is, or what the trees left of it, or what they say at the neighbours
+    Interpolated as it is, or what the trees left of it, or what they say at both neighbours
     (free of a neighbour's noise, and of the trees' step between them), or that of the time on
     a straight line.
     """
-    bridged = near.values(known.base)[2]
+    bridged = np.where(near.both, near.values(known.base)[2], asked.base)
     left_over = near.values(known.residual - known.base)[2]
     between = near.values(known.residual)[2]
     found = {INTERPOLATED: between, BETWEEN: asked.base + left_over, BRIDGED: bridged}
