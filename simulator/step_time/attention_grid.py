@@ -22,12 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from simulator.operators.boosting import Boosting, fit_trees
 from simulator.step_time.layers import AttentionCall
 from simulator.step_time.select_kernels import SKEWED
 
 Floats = npt.NDArray[np.float64]
-TREES = Boosting(trees=400, rate=0.08, leaves=31)
 AXIS = 12  # points above 0 on an axis of a table that is no grid of measured ones
 
 
@@ -163,11 +161,15 @@ def _fit(points: Floats, seconds: Floats) -> Callable[[Floats], Floats]:
     """A model of measured points: what it says of others, ``(n, 4)`` to ``(n,)`` seconds."""
     from scipy.optimize import nnls
 
+    from simulator.operators.boosting import Boosting, fit_trees
+
     terms = _terms(points)
     scale = np.maximum(terms.max(axis=0), 1e-12)
     coefficients = nnls(terms / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
     base = np.maximum(terms @ coefficients, 1e-9)
-    residual = fit_trees(_logs(points), np.log(seconds / base), TREES)
+    residual = fit_trees(
+        _logs(points), np.log(seconds / base), Boosting(trees=400, rate=0.08, leaves=31)
+    )
 
     def predict(cells: Floats) -> Floats:
         found: Floats = np.maximum(_terms(cells) @ coefficients, 1e-9) * np.exp(
