@@ -30,7 +30,7 @@ MOST_ROWS = 20_000  # rows of one of the fits behind a correction
 SHOWN = 400  # hidden points kept to show what errors to expect
 SMALL = Boosting(trees=120, rate=0.08, leaves=15, penalty=5.0)
 BASE, INTERPOLATED, BETWEEN, LEARNED = "base", "interpolated", "between", "learned"
-STRAIGHT, BRIDGED = "straight", "bridged"
+STRAIGHT = "straight"
 
 
 @dataclass(slots=True)
@@ -98,14 +98,11 @@ class Correction:
 def plain_choices(axis: Axis, asked: Asked, near: Neighbours, known: Known) -> dict[str, Floats]:
     """Residuals without a learned correction.
 
-    Interpolated as it is, or what the trees left of it, or what they say at both neighbours
-    (free of a neighbour's noise, and of the trees' step between them), or that of the time on
-    a straight line.
+    Interpolated as it is, or what the trees left of it, or that of the time on a straight line.
     """
-    bridged = np.where(near.both, near.values(known.base)[2], asked.base)
     left_over = near.values(known.residual - known.base)[2]
     between = near.values(known.residual)[2]
-    found = {INTERPOLATED: between, BETWEEN: asked.base + left_over, BRIDGED: bridged}
+    found = {INTERPOLATED: between, BETWEEN: asked.base + left_over}
     if axis.straight:
         straight = near.straight(known.log_s) - asked.roofline
         found[STRAIGHT] = np.where(near.both, straight, between)
@@ -161,7 +158,7 @@ def fit_correction(
         return None
     line = group_numbers(sample.place, axis.fixed)
     position = octave_position(sample.place, axis)
-    plain = (BASE, INTERPOLATED, BETWEEN, BRIDGED, *([STRAIGHT] if axis.straight else []))
+    plain = (BASE, INTERPOLATED, BETWEEN, *([STRAIGHT] if axis.straight else []))
     hidden = _Hidden([], [], {name: [] for name in plain}, [], [], [], [])
     largest = rank >= len(values) - max(1, len(values) // 4)
     for turn, hide in enumerate(

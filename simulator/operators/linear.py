@@ -3,9 +3,7 @@
 FLOPs 2 m n k; bytes m k + n k of the operand types and 2 m n of output (as NVIDIA, "Matrix
 Multiplication Background User's Guide", 2023). Quantized layers also read m k activations to
 scale them. Kernels work on tiles: rows are padded, and the last wave of tiles leaves
-multiprocessors idle (same guide, section 3, tile and wave quantization). In the B200 table of
-aiconfigurator-core 0.12.0 DeepGEMM takes 60 us longer where m is no multiple of 4 and a row has
-more than one scale: these seem to be laid out anew, as loads of whole 16 bytes need them.
+multiprocessors idle (same guide, section 3, tile and wave quantization).
 
 >>> rows = pd.DataFrame({"m": [1], "n": [4096], "k": [4096], "dtype": ["bfloat16"]})
 >>> work = Linear().shape(rows, Device(132, 1e15)).work
@@ -18,21 +16,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from simulator.operators.base import (
-    Device,
-    Shape,
-    activation,
-    label,
-    number,
-    octaves,
-    waves,
-    width,
-)
+from simulator.operators.base import Device, Shape, activation, number, octaves, waves, width
 from simulator.operators.lines import Axis
 
 TILES = ((128, 128), (128, 256), (64, 64), (256, 128))
 ROW_TILE = 64
-SCALED = 128  # inputs that share a scale in block-scaled layers
 SPLITS = 16  # libraries split k when tiles are fewer than multiprocessors, not much further
 
 
@@ -61,13 +49,11 @@ class Linear:
             "loop": k,
         }
         aligned = np.where(m % 16 == 0, 2.0, np.where(m % 8 == 0, 1.0, 0.0))
-        block_scaled = label(rows, "dtype") == "fp8_block"
         tiles = np.ceil(m / 128) * np.ceil(n / 128)
         splits = np.clip(np.floor(device.sms / tiles), 1, SPLITS)
         features = {
             # Kernels are chosen by powers of two: a limit between two measured m lies there.
             "bucket": np.ceil(octaves(m)),
-            "laid_out": (block_scaled & (m % 4 != 0) & (k > SCALED)).astype(float),
             "m": octaves(m),
             "n": octaves(n),
             "k": octaves(k),

@@ -15,7 +15,6 @@ from simulator.operators import Library, fit_library, kept_library, load_library
 from simulator.operators.attention_prefill import AttentionPrefill
 from simulator.operators.base import Device
 from simulator.operators.boosting import Boosting, fit_trees
-from simulator.operators.linear import Linear
 from simulator.operators.lines import neighbours
 from simulator.operators.roofline import fit_roofline
 from simulator.operators.trees import Trees
@@ -101,19 +100,6 @@ def test_a_line_s_own_kernel_is_learned_from_its_points() -> None:
     corrected = errors(library, rows[held])
     library.operators[0].corrections = []
     assert corrected.mean() < errors(library, rows[held]).mean()
-
-
-def test_points_between_slow_runs_are_told_by_the_trees_of_both_sides() -> None:
-    """Every tenth run is 1.6 times slower, at random: its neighbours on the line are not."""
-    rows = gemms()
-    slow = np.random.default_rng(2).random(len(rows)) < 0.1
-    held = rows.k == 512
-    library = fit_library(rows.assign(duration_s=rows.duration_s * np.where(slow, 1.6, 1))[~held])
-    (along_k,) = (c for c in library.operators[0].corrections if c.axis.name == "k")
-    assert "bridged" in along_k.choice["both"]
-    corrected = errors(library, rows[held])
-    library.operators[0].corrections = []
-    assert corrected.mean() < 0.8 * errors(library, rows[held]).mean()
 
 
 def test_messages_between_measured_sizes_lie_on_a_straight_line() -> None:
@@ -246,12 +232,6 @@ def test_kernels_for_blackwell_take_queries_two_tiles_at_a_time() -> None:
     assert set(paired.features) - set(plain.features) == {"pair_flops", "waves_256", "tail_256"}
     walked = 2 + 4  # key blocks of 128: two tiles, each up to its last query
     assert paired.work["pair_flops"].item() == 4 * 4 * 128 * 256 * 128 * walked
-
-
-def test_block_scales_are_laid_out_anew_where_their_columns_are_not_whole() -> None:
-    shapes = [(5, 256, "fp8_block"), (4, 256, "fp8_block"), (5, 128, "fp8_block"), (5, 256, "fp8")]
-    rows = pd.DataFrame([{"m": m, "n": 512, "k": k, "dtype": d} for m, k, d in shapes])
-    assert Linear().shape(rows, Device(148, 1e15)).features["laid_out"].tolist() == [1, 0, 0, 0]
 
 
 def test_trees_leave_out_a_column_that_is_never_known() -> None:
