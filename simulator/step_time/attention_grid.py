@@ -53,7 +53,8 @@ def measured_grid(kernels: pa.Table, call: AttentionCall) -> AttentionGrid | Non
     rows = _shape_rows(kernels, call)
     every = _points(rows)
     equal = every[every[:, 5] == 0.0]
-    served = not (equal[:, 2] > 1).any()  # not one batch of equal contexts
+    # unequal contexts, and not one batch of equal ones
+    served = len(every) > len(equal) and not (equal[:, 2] > 1).any()
     if served:
         equal = every
     if not len(equal):

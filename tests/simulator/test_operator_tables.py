@@ -184,6 +184,14 @@ def test_attention_of_a_served_workload_prices_batches_it_has_not_seen() -> None
     assert np.abs(told / seconds - 1)[80:].mean() < 0.05
 
 
+def test_a_grid_of_single_decodes_keeps_what_was_measured() -> None:
+    rows = [attention_row([1], [context]) for context in (64, 128, 700)]
+    grid = measured_grid(table(rows), AttentionCall("gqa", 32, 8, 128, 0, 1))
+    assert grid is not None
+    assert grid.seconds[0, 0, 1, 1:].tolist() == [row["duration_s"] for row in rows]
+    assert grid.measured > 0
+
+
 def test_kernels_of_another_device_or_dtype_never_enter() -> None:
     kernels = priced().kernels
     with pytest.raises(ConfigError, match=r"no kernel of h100_sxm \(it has: rtx_4090\)"):
